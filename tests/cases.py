@@ -1,0 +1,37 @@
+"""The case table: the shapes that tests and benchmarks share. A new operation adds its rows here, once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemm:
+    """D[m,n] = A[m,k] @ B[n,k]^T."""
+
+    m: int
+    n: int
+    k: int
+    out_dtype: str = "bfloat16"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"m": self.m, "n": self.n, "k": self.k}
+
+    def __str__(self) -> str:  # readable pytest ids
+        return f"{self.m}x{self.n}x{self.k}-{self.out_dtype}"
+
+
+# Projections of DeepSeek-V3, as (n, k).
+WEIGHTS = ((2112, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
+
+# The `dense` benchmark. Weights vary slowest, so that a benchmark can keep one weight matrix for all its m.
+DENSE = tuple(Gemm(m, n, k) for n, k in WEIGHTS for m in (1, 16, 64, 128, 256, 1024, 4096))
+
+# Sizes that end inside a tile, a scale block or a TMA box.
+ODD_M = (1, 3, 77, 129, 1000)
+ODD_N = (24, 576, 2112)
+ODD_K = (16, 144, 7168)
+ODD = tuple(Gemm(m, n, k) for m in ODD_M for n in ODD_N for k in ODD_K)
+
+EMPTY = (Gemm(0, 64, 128), Gemm(16, 0, 128), Gemm(16, 64, 0))
