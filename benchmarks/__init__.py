@@ -1,0 +1,1 @@
+"""Kernel times, ours beside our peers'. `python -m benchmarks --help`."""

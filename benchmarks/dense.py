@@ -1,0 +1,118 @@
+"""Suite `dense`: fp8_gemm_nt, A scaled by 1x128 and B by 128x128, BF16 out."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.suite import Suite
+from tests.cases import DENSE, Gemm
+
+# This guards the timings against wrong kernels; the tests hold the tighter bounds. BF16 rounding of the result is
+# 1.5e-3, of both operands too (XLA) 2.6e-3; a scale block lost out of 128 is 9e-2.
+ERROR_BOUND = 5e-3
+PROJECTION_BOUND = 2e-2  # one random projection of each row: noisier
+FULL_ROWS = 16
+
+
+def flops(case: Gemm) -> float:
+    return 2.0 * case.m * case.n * case.k
+
+
+def moved_bytes(case: Gemm) -> float:
+    """Each operand read once, scales included, and the result written once."""
+    m, n, k = case.m, case.n, case.k
+    k_blocks = -(-k // 128)
+    return m * k + n * k + 4 * k_blocks * (m + -(-n // 128)) + 2 * m * n
+
+
+@functools.lru_cache(maxsize=1)
+def weights(n: int, k: int) -> tuple[Any, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    import jax_deepgemm
+
+    values = jax.random.normal(jax.random.key(n * 65536 + k), (n, k), jnp.bfloat16) * k**-0.5
+    return jax.jit(jax_deepgemm.per_block_cast_to_fp8)(values)
+
+
+def operands(case: Gemm) -> peers.Operands:
+    """Activations around 1 with some channels 20 times larger, as real ones have; weights around 1/sqrt(k)."""
+    import jax
+    import jax.numpy as jnp
+
+    import jax_deepgemm
+
+    key, outliers = jax.random.split(jax.random.key(case.m))
+    channels = jnp.where(jax.random.bernoulli(outliers, 0.01, (case.k,)), 20.0, 1.0).astype(jnp.bfloat16)
+    values = jax.random.normal(key, (case.m, case.k), jnp.bfloat16) * channels
+    return peers.Operands(*jax.jit(jax_deepgemm.per_token_cast_to_fp8)(values), *weights(case.n, case.k))
+
+
+@functools.lru_cache(maxsize=1)
+def dequantised_weights(n: int, k: int) -> np.ndarray:
+    data, scale = (np.asarray(x) for x in weights(n, k))
+    blocks = np.repeat(np.repeat(np.asarray(scale, np.float32), 128, axis=0)[:n], 128, axis=1)[:, :k]
+    return data.astype(np.float32) * blocks
+
+
+def error(case: Gemm, given: peers.Operands, result: np.ndarray) -> str | None:
+    """What is wrong with `result`, or None. A few rows are compared in full, all rows through a random projection."""
+    if result.shape != (case.m, case.n):
+        return f"shape {result.shape}, must be {(case.m, case.n)}"
+    if not np.isfinite(result).all():
+        return f"{int((~np.isfinite(result)).sum())} of {result.size} elements are not finite"
+    b = dequantised_weights(case.n, case.k)
+    a_scale = np.repeat(np.asarray(given.a_scale, np.float32), 128, axis=1)[:, : case.k]
+    a = np.asarray(given.a).astype(np.float32) * a_scale
+    rows = np.unique(np.linspace(0, case.m - 1, FULL_ROWS).astype(int))
+    full = relative(result[rows], a[rows] @ b.T)
+    if not full < ERROR_BOUND:
+        return f"error {full:.2e} in rows {rows[0]}..{rows[-1]}, must be below {ERROR_BOUND:.0e}"
+    if len(rows) == case.m:
+        return None
+    signs = np.random.default_rng(case.n).choice(np.float32([-1, 1]), case.n)
+    projected = relative(result @ signs, a @ (b.T @ signs))
+    if not projected < PROJECTION_BOUND:
+        return f"error {projected:.2e} in a projection of all rows, must be below {PROJECTION_BOUND:.0e}"
+    return None
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def warm_deep_gemm(case: Gemm) -> None:
+    """Makes DeepGEMM compile its kernel of this case: any values do."""
+    import torch
+
+    k_blocks = -(-case.k // 128)
+    a = torch.zeros((case.m, case.k), dtype=torch.uint8, device="cuda").view(torch.float8_e4m3fn)
+    b = torch.zeros((case.n, case.k), dtype=torch.uint8, device="cuda").view(torch.float8_e4m3fn)
+    a_scale = peers.m_fastest(torch.ones((case.m, k_blocks), dtype=torch.float32, device="cuda"))
+    b_scale = torch.ones((-(-case.n // 128), k_blocks), dtype=torch.float32, device="cuda")
+    peers.deep_gemm_call(a, a_scale, b, b_scale)()
+    torch.cuda.synchronize()
+
+
+SUITE = Suite(
+    op="fp8_gemm_nt",
+    cases=DENSE,
+    operands=operands,
+    flops=flops,
+    moved_bytes=moved_bytes,
+    error=error,
+    ours=peers.ours,
+    peers=peers.PEERS,
+    peak_operands=lambda: operands(Gemm(8192, 8192, 8192)),
+    warm=warm_deep_gemm,
+    groups=(
+        ("all", lambda row: True),
+        ("M<=128", lambda row: row["case"]["m"] <= 128),
+        ("M=4096", lambda row: row["case"]["m"] == 4096),
+    ),
+)

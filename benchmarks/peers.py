@@ -1,0 +1,152 @@
+"""What we are compared with. Each peer turns the operands of a case into a call, or raises the reason why it cannot.
+
+Operands are JAX arrays: `a` and `b` in float8_e4m3fn, `a_scale` and `b_scale` in float32, one for each 1x128 and
+128x128. A peer that needs another layout makes it here, outside the timed call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.capture import Event
+from benchmarks.timing import Call
+
+
+class Operands(NamedTuple):
+    a: Any
+    a_scale: Any
+    b: Any
+    b_scale: Any
+
+
+class Prepared(NamedTuple):
+    """`call` launches once and waits; `result` gives the output of a call as NumPy."""
+
+    call: Call
+    result: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """`checked`: it computes what we compute, so its result is checked too. `kernel`: count only kernels that contain
+    this text, for a peer whose own launcher may add a layout kernel."""
+
+    name: str
+    prepare: Callable[[Operands], Prepared]
+    checked: bool = True
+    kernel: str = ""
+
+    def counts(self, event: Event) -> bool:
+        return self.kernel in event.name
+
+
+def jax_call(function: Callable, *operands: Any) -> Prepared:
+    """A compiled JAX function on fixed operands."""
+    import jax
+
+    compiled = jax.jit(function).lower(*operands).compile()
+    return Prepared(
+        lambda: jax.block_until_ready(compiled(*operands)), lambda: np.asarray(compiled(*operands), np.float32)
+    )
+
+
+def ours(operands: Operands) -> Prepared:
+    """The A scales arrive with M fastest, as a producer in the same program writes them: `.T` is then free."""
+    import jax_deepgemm
+
+    def fp8_gemm_nt(a, a_scale_t, b, b_scale):
+        return jax_deepgemm.fp8_gemm_nt((a, a_scale_t.T), (b, b_scale))
+
+    return jax_call(fp8_gemm_nt, operands.a, operands.a_scale.T.copy(), operands.b, operands.b_scale)
+
+
+def dequantise_and_dot(a, a_scale, b, b_scale):
+    """What a JAX user writes: both operands dequantised to BF16, then a dot."""
+    import jax
+    import jax.numpy as jnp
+
+    k = a.shape[1]
+    a_full = jnp.repeat(a_scale, 128, axis=1)[:, :k]
+    b_full = jnp.repeat(jnp.repeat(b_scale, 128, axis=0)[: b.shape[0]], 128, axis=1)[:, :k]
+    a_bf16 = (a.astype(jnp.float32) * a_full).astype(jnp.bfloat16)
+    b_bf16 = (b.astype(jnp.float32) * b_full).astype(jnp.bfloat16)
+    return jax.lax.dot_general(a_bf16, b_bf16, (((1,), (1,)), ((), ())), preferred_element_type=jnp.bfloat16)
+
+
+def xla(operands: Operands) -> Prepared:
+    return jax_call(dequantise_and_dot, *operands)
+
+
+def to_torch(array: Any) -> Any:
+    """A JAX array of float8_e4m3fn or float32 as a torch tensor on the GPU, by way of the host."""
+    import torch
+
+    host = np.asarray(array)
+    if host.dtype.name == "float8_e4m3fn":
+        return torch.from_numpy(host.view(np.uint8).copy()).cuda().view(torch.float8_e4m3fn)
+    return torch.from_numpy(host.copy()).cuda()
+
+
+def torch_prepared(launch: Callable[[], Any]) -> Prepared:
+    import torch
+
+    def call() -> Any:
+        out = launch()
+        torch.cuda.synchronize()
+        return out
+
+    return Prepared(call, lambda: call().float().cpu().numpy())
+
+
+def m_fastest(scale: Any) -> Any:
+    """The A scales as DeepGEMM's SM90 kernels read them: M fastest, rows of M padded to 16 bytes."""
+    import torch
+
+    m, k_blocks = scale.shape
+    padded = torch.zeros((k_blocks, -(-m // 4) * 4), dtype=torch.float32, device="cuda")
+    transposed = padded.t()[:m]
+    transposed.copy_(scale)
+    return transposed
+
+
+def deep_gemm_call(a: Any, a_scale: Any, b: Any, b_scale: Any) -> Callable[[], Any]:
+    import deep_gemm
+    import torch
+
+    d = torch.empty((a.shape[0], b.shape[0]), dtype=torch.bfloat16, device="cuda")
+
+    def launch() -> Any:
+        deep_gemm.fp8_gemm_nt((a, a_scale), (b, b_scale), d)
+        return d
+
+    return launch
+
+
+def deep_gemm(operands: Operands) -> Prepared:
+    a, a_scale, b, b_scale = map(to_torch, operands)
+    return torch_prepared(deep_gemm_call(a, m_fastest(a_scale), b, b_scale))
+
+
+def cublaslt(operands: Operands) -> Prepared:
+    """No block scales at all: one scale of 1 for each operand."""
+    import torch
+
+    a, b = to_torch(operands.a), to_torch(operands.b)
+    one = torch.ones((), dtype=torch.float32, device="cuda")
+    return torch_prepared(
+        functools.partial(
+            torch._scaled_mm, a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    )
+
+
+PEERS = (
+    Peer("deep_gemm", deep_gemm, kernel="gemm"),
+    Peer("cublaslt", cublaslt, checked=False),
+    Peer("xla", xla),
+)

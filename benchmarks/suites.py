@@ -1,0 +1,8 @@
+"""The suites of kernel timings. A new one is a file like dense.py, rows in tests/cases.py and a line here."""
+
+from __future__ import annotations
+
+from benchmarks import dense
+from benchmarks.suite import Suite
+
+SUITES: dict[str, Suite] = {"dense": dense.SUITE}

@@ -1,0 +1,100 @@
+"""Kernel time of several functions, side by side.
+
+One step is: overwrite the L2 cache, wait, call one function, wait. Steps go round the functions (us, peer, peer, us,
+...), so that a drift of the clocks meets them all alike. The flush kernels then cut the recorded events into steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.capture import Event, EventSource, TimerError
+
+Call = Callable[[], object]  # launches once and returns when the GPU is done
+FLUSH_BYTES = 256 * 1024 * 1024  # five times the largest Hopper L2
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Median over the repetitions of the summed kernel time of one call; `kernels` is how many events a call made."""
+
+    us: float
+    kernels: int
+    names: tuple[str, ...] = ()
+
+
+class Flush:
+    """Overwrites the L2 cache, and knows its own kernel in a list of events."""
+
+    def __init__(self, source: EventSource):
+        import jax
+        import jax.numpy as jnp
+
+        # Named in the HLO, and an operation that no function under test uses, so named in the kernel too.
+        def flush_l2(buffer, key):
+            return buffer ^ key
+
+        self._flush = jax.jit(flush_l2, donate_argnums=0)
+        self._buffer = jnp.ones((FLUSH_BYTES // 4,), jnp.uint32)
+        self._key = jnp.asarray(0x9E3779B9, jnp.uint32)
+        self()
+        events = source(lambda: [self() for _ in range(3)] and None)
+        if len(events) != 3 or len({event.name for event in events}) != 1:
+            raise TimerError(f"3 flushes should be 3 equal events, recorded {[event.name for event in events]}")
+        self.name = events[0].name
+
+    def __call__(self) -> None:
+        self._buffer = self._flush(self._buffer, self._key)
+        self._buffer.block_until_ready()
+
+    def made(self, event: Event) -> bool:
+        if event.module is not None:
+            return "flush_l2" in event.module
+        return event.name == self.name
+
+
+def steps(events: Sequence[Event], is_flush: Callable[[Event], bool]) -> list[list[Event]]:
+    """The events behind each flush, in order of time."""
+    groups: list[list[Event]] = []
+    for event in sorted(events, key=lambda event: event.start_ns):
+        if is_flush(event):
+            groups.append([])
+        elif groups:
+            groups[-1].append(event)
+    return groups
+
+
+def summarise(
+    order: Sequence[str], groups: Sequence[Sequence[Event]], counts: Callable[[str, Event], bool] = lambda *_: True
+) -> dict[str, Timing]:
+    """The timing of each name, from the name and the events of each step. Names without any event are absent."""
+    if len(groups) != len(order):
+        raise TimerError(f"{len(order)} steps ran, the events show {len(groups)}")
+    totals: dict[str, list[float]] = {}
+    kernels: dict[str, tuple[str, ...]] = {}
+    for name, events in zip(order, groups, strict=True):
+        counted = [event for event in events if counts(name, event)]
+        if counted:
+            totals.setdefault(name, []).append(sum(event.duration_ns for event in counted) / 1e3)
+            kernels[name] = tuple(event.name for event in counted)
+    return {name: Timing(statistics.median(us), len(kernels[name]), kernels[name]) for name, us in totals.items()}
+
+
+def measure(
+    calls: Mapping[str, Call],
+    reps: int,
+    source: EventSource,
+    flush: Flush,
+    counts: Callable[[str, Event], bool] = lambda *_: True,
+) -> dict[str, Timing]:
+    """Times every call `reps` times. Warm them up first: nothing here is left out."""
+    order = [name for _ in range(reps) for name in calls]
+
+    def run() -> None:
+        for name in order:
+            flush()
+            calls[name]()
+
+    return summarise(order, steps(source(run), flush.made), counts)
