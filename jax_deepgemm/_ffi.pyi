@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+from types import CapsuleType
+
+FFI_API_VERSION: tuple[int, int]
+
+def launch_handlers() -> dict[str, CapsuleType]: ...
+def launch_state_type() -> dict[str, CapsuleType]: ...
+def driver_version() -> int: ...
