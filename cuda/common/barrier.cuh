@@ -1,0 +1,121 @@
+// mbarriers, cluster barriers and named barriers.
+#pragma once
+#include "common/types.cuh"
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// An mbarrier in shared memory. `parity` is the phase waited for: a fresh barrier passes a wait for parity 1.
+struct Barrier {
+    u64 state;
+
+    __device__ __forceinline__ void init(u32 arrivals) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
+    }
+
+    __device__ __forceinline__ void wait(u32 parity) {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "retry:\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra retry;\n"
+            "}\n" ::"r"(shared_address(this)),
+            "r"(parity)
+            : "memory");
+    }
+
+    // As `wait`, and what other CTAs of the cluster wrote to shared memory before they arrived is visible after it.
+    __device__ __forceinline__ void wait_cluster(u32 parity) {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "retry:\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra retry;\n"
+            "}\n" ::"r"(shared_address(this)),
+            "r"(parity)
+            : "memory");
+    }
+
+    __device__ __forceinline__ void arrive() {
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+    }
+
+    // Arrives on the barrier at this offset in the shared memory of CTA `rank` of the cluster.
+    __device__ __forceinline__ void arrive_remote(u32 rank) {
+        asm volatile(
+            "{\n"
+            ".reg .b32 remote;\n"
+            "mapa.shared::cluster.u32 remote, %0, %1;\n"
+            "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+            "}\n" ::"r"(shared_address(this)),
+            "r"(rank)
+            : "memory");
+    }
+
+    __device__ __forceinline__ void arrive_expect_bytes(u32 bytes) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
+                     : "memory");
+    }
+
+    // One arrival, made once all earlier cp.async of this thread have landed; counted in `init`.
+    __device__ __forceinline__ void arrive_after_async_copies() {
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this)) : "memory");
+    }
+};
+
+// Makes initialised barriers visible to TMA and to the other CTAs of the cluster; a barrier must follow.
+__device__ __forceinline__ void fence_barrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Orders this thread's shared-memory writes before reads by TMA (the async proxy).
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void named_barrier_sync(u32 id, u32 threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// All threads of all CTAs of the cluster; for kernels without clusters use __syncthreads.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile(
+        "barrier.cluster.arrive.release.aligned;\n"
+        "barrier.cluster.wait.acquire.aligned;\n" ::
+            : "memory");
+}
+
+__device__ __forceinline__ bool elect_one() {
+    u32 elected;
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "elect.sync _|p, 0xffffffff;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}\n"
+        : "=r"(elected));
+    return elected != 0;
+}
+
+// Programmatic dependent launch: wait until the kernels before this one have completed and their writes are visible.
+__device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the next kernel start its prologue; it still waits for this whole grid before it reads.
+__device__ __forceinline__ void release_successor() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+template <u32 kRegisters>
+__device__ __forceinline__ void registers_increase() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <u32 kRegisters>
+__device__ __forceinline__ void registers_decrease() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}

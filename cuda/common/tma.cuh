@@ -1,0 +1,58 @@
+// The bulk tensor copy engine (TMA) and the small asynchronous copies beside it.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/types.cuh"
+
+__device__ __forceinline__ void tma_prefetch_descriptor(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+__device__ __forceinline__ void tma_load_1d(void* to, const TensorMap& map, Barrier& barrier, int x) {
+    asm volatile(
+        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3}], [%2];" ::"r"(
+            shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, Barrier& barrier, int x, int y) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y)
+        : "memory");
+}
+
+// The box lands at the same offset in every CTA of `mask`, and signals the barrier at the same offset there.
+__device__ __forceinline__ void tma_load_2d_multicast(void* to, const TensorMap& map, Barrier& barrier, int x, int y,
+                                                      u16 mask) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "h"(mask)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* from, int x, int y) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+                 "r"(shared_address(from)), "r"(x), "r"(y)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until at most kPending of this thread's store groups still read shared memory.
+template <u32 kPending>
+__device__ __forceinline__ void tma_store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+
+// Where TMA puts byte `offset` of a box whose rows are kRowBytes (32, 64 or 128) and whose swizzle is as wide.
+template <u32 kRowBytes>
+__device__ __forceinline__ constexpr u32 swizzled(u32 offset) {
+    return offset ^ (((offset >> 7) & (kRowBytes / 16 - 1)) << 4);
+}

@@ -1,0 +1,434 @@
+// D[M, N] = A[M, K] B[N, K]^T (+ C) in FP8 (e4m3), A scaled per row and 128 of K, B per 128 x 128 block. Hopper.
+//
+// wgmma fixes 64 rows; its columns are any multiple of 8. With few tokens the weights take the rows (kSwap: the tile is
+// computed transposed) and the tokens the columns. Below, "rows" and "columns" are wgmma's; M and N those of D.
+//
+// One producer thread fills a ring of stages (TMA, 128 of K each); kMathGroups warpgroups multiply, and every 128 of K
+// add the scaled product to FP32 registers, since the tensor cores keep few mantissa bits. CTAs of a cluster either
+// share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK > 1).
+#pragma once
+#include "common/barrier.cuh"
+#include "common/split_k.cuh"
+#include "common/tile_order.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma.cuh"
+
+constexpr u32 kBlockK = 128;      // of K in a stage: one scale block, one 128-byte swizzled row
+constexpr u32 kScaleBlock = 128;  // rows of B under one scale
+
+// Shared memory, in the order of its members; `plan` in Python computes the same total.
+template <class Config>
+struct SharedLayout {
+    static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns;
+    static constexpr u32 kTileM = Config::kSwap ? kColumns : kRows, kTileN = Config::kSwap ? kRows : kColumns;
+    static constexpr bool kStoreByTma = !Config::kSwap && Config::kSplitK == 1;
+    static constexpr u32 kOutBytes = sizeof(typename Config::Out);
+
+    // A tile that begins anywhere can touch this many blocks of 128 of N.
+    static constexpr u32 kScalesB =
+        kScaleBlock % kTileN == 0 ? 1 : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock : ceil_div(kTileN, kScaleBlock) + 1;
+
+    static constexpr u32 kRowsBytes = kRows * kBlockK;
+    static constexpr u32 kColumnsBytes = kColumns * kBlockK;
+    static constexpr u32 kStageBytes = kRowsBytes + kColumnsBytes;
+    static constexpr u32 kScalesBytes = align_up<u32>(kTileM * 4 + 16, 128);  // of a stage: A's, then B's
+
+    // By TMA: per warpgroup, 64 rows of kStoreColumns columns, as boxes of kAtomColumns whose rows are swizzled.
+    static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
+    static constexpr u32 kStoreBytes = 64 * Config::kStoreColumns * kOutBytes;
+    // Otherwise: the FP32 tile [kTileM][kPitch]; the pitch spreads the accumulator fragments over the banks.
+    static constexpr u32 kPitch = kTileN + (Config::kSwap ? 4 : 8);
+    static constexpr u32 kEpilogueBytes = kStoreByTma ? Config::kMathGroups * kStoreBytes : align_up<u32>(kTileM * kPitch * 4, 1024);
+
+    // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
+    static constexpr u32 kEpilogue = Config::kStages * kStageBytes;
+    static constexpr u32 kScales = kEpilogue + kEpilogueBytes;
+    static constexpr u32 kBarriers = kScales + Config::kStages * kScalesBytes;
+};
+
+template <class Config>
+struct Sm90Fp8Gemm1d2d {
+    using Layout = SharedLayout<Config>;
+    using Out = typename Config::Out;
+    static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
+    static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns;
+    static constexpr u32 kSplitK = Config::kSplitK;
+    static constexpr u32 kMathThreads = kGroups * 128;
+    static constexpr u32 kAccumulators = kColumns / 2;
+    static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
+    static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
+
+    // Where the tiles of this CTA are, the same walk for the producer and the math warps.
+    struct Walk {
+        TileOrder<Config::kGroup> order;
+        u32 first, step, rank;
+        u32 k_begin, k_blocks;
+
+        __device__ __forceinline__ Walk(u32 m, u32 n, u32 k) {
+            constexpr u32 kPerCluster = kCluster * kSplitK;
+            rank = kPerCluster > 1 ? cluster_rank() : 0;
+            const u32 rows = ceil_div(Config::kSwap ? n : m, Config::kRows);
+            const u32 columns = ceil_div(Config::kSwap ? m : n, Config::kColumns);
+            order = {ceil_div(rows, Config::kClusterRows), ceil_div(columns, Config::kClusterColumns)};
+            first = blockIdx.x / kPerCluster;
+            step = gridDim.x / kPerCluster;
+            const u32 all = ceil_div(k, kBlockK), part = kSplitK > 1 ? rank : 0;
+            k_begin = all * part / kSplitK;
+            k_blocks = all * (part + 1) / kSplitK - k_begin;
+        }
+
+        // The tile's corner along wgmma's rows and columns, in elements.
+        __device__ __forceinline__ Tile corner(u32 index) const {
+            const Tile tile = order[index];
+            const u32 row = tile.row * Config::kClusterRows + (Config::kClusterRows > 1 ? rank : 0);
+            const u32 column = tile.column * Config::kClusterColumns + (Config::kClusterColumns > 1 ? rank : 0);
+            return {row * Config::kRows, column * Config::kColumns};
+        }
+    };
+
+    struct Pipeline {
+        u32 stage = 0, phase = 0;
+        __device__ __forceinline__ void advance() {
+            if (++stage == Config::kStages) stage = 0, phase ^= 1;
+        }
+    };
+
+    struct Shared {
+        u8* base;
+        __device__ __forceinline__ u8* rows(u32 s) const { return base + s * Layout::kStageBytes; }
+        __device__ __forceinline__ u8* columns(u32 s) const { return rows(s) + Layout::kRowsBytes; }
+        __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
+        __device__ __forceinline__ float* scales_a(u32 s) const {
+            return reinterpret_cast<float*>(base + Layout::kScales + s * Layout::kScalesBytes);
+        }
+        __device__ __forceinline__ float* scales_b(u32 s) const { return scales_a(s) + Layout::kTileM; }
+        __device__ __forceinline__ Barrier* barriers() const { return reinterpret_cast<Barrier*>(base + Layout::kBarriers); }
+        __device__ __forceinline__ Barrier& full(u32 s) const { return barriers()[s]; }
+        __device__ __forceinline__ Barrier& empty(u32 s) const { return barriers()[Config::kStages + s]; }
+        __device__ __forceinline__ Barrier& partials_ready() const { return barriers()[2 * Config::kStages]; }
+        __device__ __forceinline__ Barrier& partials_read() const { return barriers()[2 * Config::kStages + 1]; }
+    };
+
+    // ---- producer -------------------------------------------------------------------------------------------------
+
+    // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
+    template <u32 kExtent, u32 kShare>
+    static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at, u32 rank) {
+        if constexpr (kShare == 1) {
+            tma_load_2d(to, map, full, k, at);
+        } else {
+            constexpr u32 kPart = kExtent / kShare;
+            tma_load_2d_multicast(to + rank * kPart * kBlockK, map, full, k, at + rank * kPart, (1u << kShare) - 1);
+        }
+    }
+
+    static __device__ __forceinline__ void produce(const Shared& shared, const TensorMap& rows_map,
+                                                   const TensorMap& columns_map, const TensorMap& scales_a_map,
+                                                   const float* scales_b, u32 m, u32 n, u32 k) {
+        constexpr u32 kBytes = Layout::kRowsBytes + Layout::kColumnsBytes + Layout::kTileM * 4;
+        const Walk walk(m, n, k);
+        const u32 blocks_k = ceil_div(k, kBlockK), blocks_n = ceil_div(n, kScaleBlock);
+        Pipeline pipe;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
+            const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+            for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
+                const u32 s = pipe.stage, block = walk.k_begin + i;
+                shared.empty(s).wait(pipe.phase ^ 1);
+                Barrier& full = shared.full(s);
+#pragma unroll
+                for (u32 j = 0; j < Layout::kScalesB; ++j) {
+                    const u32 row = min(n0 / kScaleBlock + j, blocks_n - 1);
+                    async_copy_4_bytes(shared.scales_b(s) + j, scales_b + static_cast<u64>(row) * blocks_k + block);
+                }
+                full.arrive_after_async_copies();
+                full.arrive_expect_bytes(kBytes);
+                load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(s), rows_map, full, block * kBlockK,
+                                                                  corner.row, walk.rank);
+                load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(s), columns_map, full, block * kBlockK,
+                                                                  corner.column, walk.rank);
+                // One-dimensional, so that M need not be a multiple of 4; rows beyond M read scales that nobody uses.
+                tma_load_1d(shared.scales_a(s), scales_a_map, full, block * m + m0);
+            }
+        }
+    }
+
+    // ---- math -----------------------------------------------------------------------------------------------------
+
+    struct Fragment {  // of wgmma's accumulators: this thread's rows `row`, `row + 8` of 64 and columns 8 j + `column` + 0, 1
+        u32 row, column;
+    };
+
+    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows, const u8* columns) {
+        const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
+        wgmma_pin(product);
+        wgmma_fence();
+#pragma unroll
+        for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
+        wgmma_commit();
+        wgmma_pin(product);
+    }
+
+    // What a thread needs to scale its fragment, read before the stage is given back.
+    struct Scales {
+        static constexpr u32 kA = Config::kSwap ? kColumns / 4 : 2;
+        float a[kA], b[Layout::kScalesB];
+
+        __device__ __forceinline__ Scales(const Shared& shared, u32 stage, u32 row, u32 column) {
+            const float* from = shared.scales_a(stage);
+            if constexpr (Config::kSwap) {
+#pragma unroll
+                for (u32 j = 0; j < kColumns / 8; ++j) {
+                    const float2 pair = *reinterpret_cast<const float2*>(from + 8 * j + column);
+                    a[2 * j] = pair.x, a[2 * j + 1] = pair.y;
+                }
+            } else {
+                a[0] = from[row], a[1] = from[row + 8];
+            }
+#pragma unroll
+            for (u32 j = 0; j < Layout::kScalesB; ++j) b[j] = shared.scales_b(stage)[j];
+        }
+
+        // B's scale at `n` of the tile, whose corner lies `shift` rows into a block of 128.
+        __device__ __forceinline__ float at(u32 n, u32 shift) const {
+            if constexpr (Layout::kScalesB == 1) return b[0];
+            if constexpr (Layout::kTileN % kScaleBlock == 0) return b[n / kScaleBlock];
+            const u32 block = (n + shift) / kScaleBlock;
+            float found = b[0];
+#pragma unroll
+            for (u32 j = 1; j < Layout::kScalesB; ++j) found = block >= j ? b[j] : found;
+            return found;
+        }
+    };
+
+    // sum += scale x product. `n` is the first row of B that the fragment meets, counted from the tile's corner.
+    static __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
+                                                   const Scales& scales, u32 n, u32 shift) {
+        if constexpr (Config::kSwap) {
+            const float b = scales.at(n, shift);
+#pragma unroll
+            for (u32 j = 0; j < kColumns / 8; ++j) {
+                const float even = scales.a[2 * j] * b, odd = scales.a[2 * j + 1] * b;
+                sum[4 * j + 0] += even * product[4 * j + 0], sum[4 * j + 1] += odd * product[4 * j + 1];
+                sum[4 * j + 2] += even * product[4 * j + 2], sum[4 * j + 3] += odd * product[4 * j + 3];
+            }
+        } else {
+            constexpr u32 kChunk = 16;  // columns under one scale wherever the tile begins
+#pragma unroll
+            for (u32 j = 0; j < kColumns / kChunk; ++j) {
+                const float b = scales.at(j * kChunk, shift);
+                const float upper = scales.a[0] * b, lower = scales.a[1] * b;
+#pragma unroll
+                for (u32 i = j * kChunk / 2; i < (j + 1) * kChunk / 2; i += 4) {
+                    sum[i + 0] += upper * product[i + 0], sum[i + 1] += upper * product[i + 1];
+                    sum[i + 2] += lower * product[i + 2], sum[i + 3] += lower * product[i + 3];
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
+        __syncwarp();
+        if constexpr (kCluster == 1) {
+            if (lane == 0) shared.empty(stage).arrive();
+        } else {
+            if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
+        }
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d, u32 m,
+                                                   u32 n, u32 k) {
+        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
+        const Walk walk(m, n, k);
+        Pipeline pipe;
+        u32 tile_phase = 0;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+            const Tile corner = walk.corner(index);
+            const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
+            float sum[kWaves][kAccumulators];
+#pragma unroll
+            for (u32 w = 0; w < kWaves; ++w) {
+#pragma unroll
+                for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
+            }
+            for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
+                const u32 s = pipe.stage;
+                shared.full(s).wait(pipe.phase);
+#pragma unroll
+                for (u32 w = 0; w < kWaves; ++w) {
+                    const u32 row = (w * kGroups + group) * 64;
+                    float product[kAccumulators];
+                    multiply(product, shared.rows(s) + row * kBlockK, shared.columns(s));
+                    const Scales scales(shared, s, row + at.row, at.column);
+                    wgmma_wait<0>();
+                    wgmma_pin(product);
+                    if (w == kWaves - 1) release(shared, s, lane);
+                    promote(sum[w], product, scales, Config::kSwap ? row : 0, shift);
+                }
+            }
+            if constexpr (Layout::kStoreByTma) {
+                store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            } else {
+                store_by_split(shared, sum, c, d, corner, at, group, thread, walk.rank, tile_phase, m, n);
+            }
+        }
+        if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
+    }
+
+    // ---- epilogues ------------------------------------------------------------------------------------------------
+
+    static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
+        if (column >= n) return;
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            if (row + 8 * half >= m) continue;
+            const Out* from = c + static_cast<u64>(row + 8 * half) * n + column;
+            if constexpr (sizeof(Out) == 4) {
+                const float2 old = *reinterpret_cast<const float2*>(from);
+                v[2 * half] += old.x, v[2 * half + 1] += old.y;
+            } else {
+                const u32 old = *reinterpret_cast<const u32*>(from);
+                v[2 * half] += bf16_low(old), v[2 * half + 1] += bf16_high(old);
+            }
+        }
+    }
+
+    // One 64-row block of a warpgroup, kStoreColumns at a time: registers -> swizzled shared memory -> TMA.
+    static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
+                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
+                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n) {
+        constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes, kAtomBytes = 64 * kAtomRow;
+        u8* const staging = shared.epilogue() + group * Layout::kStoreBytes;
+#pragma unroll
+        for (u32 w = 0; w < kWaves; ++w) {
+            const u32 row = corner.row + (w * kGroups + group) * 64;
+#pragma unroll
+            for (u32 first = 0; first < kColumns; first += Config::kStoreColumns) {
+                // The thread that issued the last stores knows when they have read the staging buffer.
+                if (warp == 0) tma_store_wait_read<0>();
+                named_barrier_sync(1 + group, 128);
+#pragma unroll
+                for (u32 j = 0; j < Config::kStoreColumns; j += 16) {
+                    const u32 column = first + j;
+                    float(&v)[kAccumulators] = sum[w];
+                    const u32 i = column / 2;
+                    if constexpr (Config::kHasC) {
+                        add_c(*reinterpret_cast<float(*)[4]>(&v[i]), c, row + at.row, corner.column + column + at.column, m, n);
+                        add_c(*reinterpret_cast<float(*)[4]>(&v[i + 4]), c, row + at.row, corner.column + column + 8 + at.column, m, n);
+                    }
+                    u8* const atom = staging + j / kAtom * kAtomBytes;
+                    const u32 within = j % kAtom;
+                    if constexpr (sizeof(Out) == 2) {
+                        const u32 to = swizzled<kAtomRow>((warp * 16 + lane % 16) * kAtomRow + (within + lane / 16 * 8) * 2);
+                        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                                         shared_address(atom + to)),
+                                     "r"(pack_bf16(v[i], v[i + 1])), "r"(pack_bf16(v[i + 2], v[i + 3])),
+                                     "r"(pack_bf16(v[i + 4], v[i + 5])), "r"(pack_bf16(v[i + 6], v[i + 7]))
+                                     : "memory");
+                    } else {
+#pragma unroll
+                        for (u32 q = 0; q < 4; ++q) {
+                            const u32 to = (at.row + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
+                            *reinterpret_cast<float2*>(atom + swizzled<kAtomRow>(to)) = make_float2(v[i + 2 * q], v[i + 2 * q + 1]);
+                        }
+                    }
+                }
+                fence_async_proxy();
+                named_barrier_sync(1 + group, 128);
+                if (warp == 0 && elect_one()) {
+#pragma unroll
+                    for (u32 j = 0; j < Config::kStoreColumns; j += kAtom)
+                        tma_store_2d(d_map, staging + j / kAtom * kAtomBytes, corner.column + first + j, row);
+                    tma_store_commit();
+                }
+                __syncwarp();
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void store_by_split(const Shared& shared, const float (&sum)[kWaves][kAccumulators],
+                                                          const Out* c, Out* d, Tile corner, Fragment at, u32 group,
+                                                          u32 thread, u32 rank, u32 phase, u32 m, u32 n) {
+        constexpr u32 kPitch = Layout::kPitch;
+        float* const partial = reinterpret_cast<float*>(shared.epilogue());
+        // Peers may still read the partial tile of the iteration before.
+        if constexpr (kSplitK > 1) shared.partials_read().wait_cluster(phase ^ 1);
+        if constexpr (kSplitK == 1) named_barrier_sync(1, kMathThreads);
+#pragma unroll
+        for (u32 w = 0; w < kWaves; ++w) {
+            const u32 row = (w * kGroups + group) * 64 + at.row;
+#pragma unroll
+            for (u32 j = 0; j < kColumns / 8; ++j) {
+                const float* v = &sum[w][4 * j];
+                const u32 column = 8 * j + at.column;
+                if constexpr (Config::kSwap) {
+                    partial[column * kPitch + row] = v[0], partial[(column + 1) * kPitch + row] = v[1];
+                    partial[column * kPitch + row + 8] = v[2], partial[(column + 1) * kPitch + row + 8] = v[3];
+                } else {
+                    *reinterpret_cast<float2*>(partial + row * kPitch + column) = make_float2(v[0], v[1]);
+                    *reinterpret_cast<float2*>(partial + (row + 8) * kPitch + column) = make_float2(v[2], v[3]);
+                }
+            }
+        }
+        named_barrier_sync(1, kMathThreads);
+        if constexpr (kSplitK > 1) {
+            if (thread < kSplitK) shared.partials_ready().arrive_remote(thread);
+            shared.partials_ready().wait_cluster(phase);
+        }
+        const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads>(partial, d, c, m0, n0, m, n, rank,
+                                                                                         thread);
+        if constexpr (kSplitK > 1) {
+            named_barrier_sync(1, kMathThreads);
+            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+        }
+    }
+};
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
+    sm90_fp8_gemm_1d2d(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
+                       const __grid_constant__ TensorMap scales_a_map, const __grid_constant__ TensorMap d_map,
+                       const float* scales_b, const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
+    using Gemm = Sm90Fp8Gemm1d2d<Config>;
+    extern __shared__ __align__(1024) u8 shared_memory[];
+    const typename Gemm::Shared shared{shared_memory};
+    const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    constexpr u32 kMathWarps = Gemm::kGroups * 4;
+    constexpr bool kInCluster = Gemm::kCluster * Gemm::kSplitK > 1;
+
+    if (warp == kMathWarps && elect_one()) {
+        tma_prefetch_descriptor(rows_map);
+        tma_prefetch_descriptor(columns_map);
+        tma_prefetch_descriptor(scales_a_map);
+        if constexpr (Gemm::Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
+        for (u32 s = 0; s < Config::kStages; ++s) {
+            shared.full(s).init(2);  // the expected bytes, and B's scales
+            shared.empty(s).init(kMathWarps * Gemm::kCluster);
+        }
+        if constexpr (Gemm::kSplitK > 1) {
+            shared.partials_ready().init(Gemm::kSplitK);
+            shared.partials_read().init(Gemm::kSplitK);
+        }
+        fence_barrier_init();
+    }
+    if constexpr (kInCluster) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
+    wait_for_predecessor();
+    release_successor();
+
+    if (warp >= kMathWarps) {
+        if constexpr (Gemm::kGroups > 1) registers_decrease<48>();  // one warpgroup has registers enough
+        if (warp == kMathWarps && elect_one()) Gemm::produce(shared, rows_map, columns_map, scales_a_map, scales_b, m, n, k);
+        __syncwarp();
+    } else {
+        if constexpr (Gemm::kGroups > 1) registers_increase<232>();
+        Gemm::compute(shared, d_map, c, d, m, n, k);
+    }
+    // Peers may still write to or read from this CTA's shared memory.
+    if constexpr (kInCluster) cluster_sync();
+}

@@ -1,0 +1,107 @@
+"""A tile configuration of the Hopper GEMM kernels, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+BLOCK_K = 128  # of K in a pipeline stage
+SCALE_BLOCK = 128  # rows of B under one scale
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmConfig:
+    """The choices that the heuristics make for one GEMM. "Rows" and "columns" are those of wgmma.
+
+    With `swap` the weights (N) lie along wgmma's rows and the tokens (M) along its columns; otherwise M is rows.
+    """
+
+    rows: int  # of a tile: 64 for one math warpgroup, 128 for two, 256 for two in two waves
+    columns: int  # of a tile: a multiple of 8 (swap) or 16
+    swap: bool = False
+    split_k: int = 1  # CTAs of a cluster that split K
+    cluster_rows: int = 1  # CTAs of a cluster with neighbouring row tiles: they share the columns operand
+    cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
+    group: int = 8  # row tiles walked together, for L2
+
+    def __post_init__(self) -> None:
+        if self.rows not in (64, 128, 256):
+            raise ValueError(f"`rows` must be 64, 128 or 256, got {self.rows}")
+        step, most = (8 if self.swap else 16), {64: 192, 128: 192, 256: 128}[self.rows]
+        if self.columns % step or not 0 < self.columns <= most:
+            raise ValueError(f"`columns` must be a multiple of {step} up to {most}, got {self.columns}")
+        if self.split_k > 1 and self.multicast > 1:
+            raise ValueError("a cluster either splits K or shares operands, got both")
+        if self.cluster > 8:
+            raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
+        if self.columns % (8 * self.cluster_rows) or self.rows % (8 * self.cluster_columns):
+            raise ValueError("a shared operand's tile must split into parts of 8 rows, one for each CTA")
+
+    @property
+    def multicast(self) -> int:
+        return self.cluster_rows * self.cluster_columns
+
+    @property
+    def cluster(self) -> int:
+        return self.multicast * self.split_k
+
+    @property
+    def math_groups(self) -> int:
+        return 1 if self.rows == 64 else 2
+
+    @property
+    def waves(self) -> int:
+        return self.rows // 64 // self.math_groups
+
+    @property
+    def tile_m(self) -> int:
+        return self.columns if self.swap else self.rows
+
+    @property
+    def tile_n(self) -> int:
+        return self.rows if self.swap else self.columns
+
+    @property
+    def stores_by_tma(self) -> bool:
+        return not self.swap and self.split_k == 1
+
+    def store_atom(self, out_bytes: int) -> int:
+        """Bytes of a swizzled row of a TMA store: the widest that divides the tile."""
+        return next((b for b in (128, 64) if self.columns * out_bytes % b == 0), 32)
+
+    def stage_bytes(self) -> int:
+        return (self.rows + self.columns) * BLOCK_K
+
+    def scales_bytes(self) -> int:
+        return _align(self.tile_m * 4 + 16, 128)
+
+    def store_columns(self, out_bytes: int, smem_bytes: int) -> int:
+        """Columns staged at once for the TMA store: all, unless one atom's worth buys another stage of a short ring."""
+        atom = self.store_atom(out_bytes) // out_bytes
+        whole, least = (self._stages(self._tma_bytes(c, out_bytes), smem_bytes) for c in (self.columns, atom))
+        return atom if whole < 5 and least > whole else self.columns
+
+    def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
+        if self.stores_by_tma:
+            return self._tma_bytes(self.store_columns(out_bytes, smem_bytes), out_bytes)
+        pitch = self.tile_n + (4 if self.swap else 8)
+        return _align(self.tile_m * pitch * 4, 1024)
+
+    def stages(self, out_bytes: int, smem_bytes: int) -> int:
+        return self._stages(self.epilogue_bytes(out_bytes, smem_bytes), smem_bytes)
+
+    def shared_memory(self, out_bytes: int, smem_bytes: int) -> int:
+        epilogue = self.epilogue_bytes(out_bytes, smem_bytes)
+        return self._total(self._stages(epilogue, smem_bytes), epilogue)
+
+    def _tma_bytes(self, columns: int, out_bytes: int) -> int:
+        return self.math_groups * 64 * columns * out_bytes
+
+    def _total(self, stages: int, epilogue: int) -> int:
+        return stages * (self.stage_bytes() + self.scales_bytes() + 16) + epilogue + 16
+
+    def _stages(self, epilogue: int, smem_bytes: int) -> int:
+        return min(32, (smem_bytes - epilogue - 16) // (self.stage_bytes() + self.scales_bytes() + 16))
+
+
+def _align(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

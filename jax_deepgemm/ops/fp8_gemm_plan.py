@@ -1,0 +1,114 @@
+"""The launch of the FP8 GEMM with A scaled per (1, 128) and B per (128, 128): `cuda/kernels/sm90_fp8_gemm_1d2d.cuh`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig
+from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
+
+if TYPE_CHECKING:
+    from jax_deepgemm.config import Config
+    from jax_deepgemm.target import Target
+
+
+class Shaped(Protocol):
+    """What a plan needs of an abstract value."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def plan(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Launch | None:
+    """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
+    (m, k), (n, _) = avals[0].shape, avals[2].shape
+    if target.arch != "sm_90a" or 0 in (m, n, k):
+        return None
+    out_bytes = np.dtype(out_avals[0].dtype).itemsize
+    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
+    chosen = sm90.fp8_gemm(m, n, k, out_bytes, num_sms)
+    return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def launch(
+    tile: GemmConfig,
+    m: int,
+    n: int,
+    k: int,
+    out_bytes: int,
+    num_sms: int,
+    smem_bytes: int,
+    *,
+    has_c: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """The launch of one configuration, whatever chose it."""
+    atom = tile.store_atom(out_bytes)
+    template: tuple[tuple[str, int | bool | str], ...] = (
+        ("kRows", tile.rows),
+        ("kColumns", tile.columns),
+        ("kMathGroups", tile.math_groups),
+        ("kWaves", tile.waves),
+        ("kStages", tile.stages(out_bytes, smem_bytes)),
+        ("kSwap", tile.swap),
+        ("kSplitK", tile.split_k),
+        ("kClusterRows", tile.cluster_rows),
+        ("kClusterColumns", tile.cluster_columns),
+        ("kGroup", tile.group),
+        ("kStoreColumns", tile.store_columns(out_bytes, smem_bytes) if tile.stores_by_tma else tile.columns),
+        ("kStoreAtomBytes", atom),
+        ("kHasC", has_c),
+        ("Out", "bf16" if out_bytes == 2 else "float"),
+    )
+    a, a_scale, b, b_scale, c = range(5)
+    d = 5 if has_c else 4
+    blocks_k = -(-k // BLOCK_K)
+    rows, columns = (b, a) if tile.swap else (a, b)
+    extent = {a: m, b: n}
+
+    def operand(buffer: int, box: int) -> TensorMap:
+        return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
+
+    d_map = TensorMap(
+        d,
+        "bfloat16" if out_bytes == 2 else "float32",
+        (n, m),
+        (n * out_bytes,),
+        (atom // out_bytes, 64),
+        swizzle=atom,
+    )
+    return Launch(
+        kernel=Kernel("sm90_fp8_gemm_1d2d", template),
+        grid=(grid_size(tile, m, n, num_sms), 1, 1),
+        block=(tile.math_groups * 128 + 128, 1, 1),
+        cluster=(tile.cluster, 1, 1),
+        shared_memory=tile.shared_memory(out_bytes, smem_bytes),
+        pdl=pdl,
+        arguments=(
+            operand(rows, tile.rows // tile.cluster_columns),
+            operand(columns, tile.columns // tile.cluster_rows),
+            # Scales arrive with M fastest; one dimension, so that M of any size is dense and aligned enough for TMA.
+            TensorMap(a_scale, "float32", (blocks_k * m,), (), (tile.tile_m,)),
+            d_map,
+            Pointer(b_scale),
+            Pointer(c if has_c else d),
+            Pointer(d),
+            Scalar(m, "uint32"),
+            Scalar(n, "uint32"),
+            Scalar(k, "uint32"),
+        ),
+    )
+
+
+def grid_size(tile: GemmConfig, m: int, n: int, num_sms: int) -> int:
+    """Blocks of the persistent grid: whole clusters, no more than there are tiles or processors for."""
+    rows = -(-(n if tile.swap else m) // tile.rows)
+    columns = -(-(m if tile.swap else n) // tile.columns)
+    clusters = -(-rows // tile.cluster_rows) * -(-columns // tile.cluster_columns)
+    return min(clusters, max(1, num_sms // tile.cluster)) * tile.cluster
