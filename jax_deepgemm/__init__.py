@@ -1,0 +1,15 @@
+"""DeepGEMM for JAX: FP8 matrix multiplication with block scales, as ordinary JAX functions."""
+
+from __future__ import annotations
+
+from jax_deepgemm.checks import Quantized as Quantized
+from jax_deepgemm.config import set_cache_folder as set_cache_folder
+from jax_deepgemm.config import set_num_sms as set_num_sms
+from jax_deepgemm.config import set_pdl as set_pdl
+from jax_deepgemm.config import set_target as set_target
+from jax_deepgemm.ops.casting import cast_back_from_fp8 as cast_back_from_fp8
+from jax_deepgemm.ops.casting import per_block_cast_to_fp8 as per_block_cast_to_fp8
+from jax_deepgemm.ops.casting import per_token_cast_to_fp8 as per_token_cast_to_fp8
+from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nt as fp8_gemm_nt
+from jax_deepgemm.target import H100 as H100
+from jax_deepgemm.target import Target as Target

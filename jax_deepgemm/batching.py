@@ -1,0 +1,70 @@
+"""vmap of an operation: the batch folds into a dimension where the operation's factors allow it, else a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_deepgemm.factors import Dims, Factors, position
+
+Bind = Callable[..., Sequence[jax.Array]]
+
+
+def batch(
+    bind: Bind, factors: Factors | None, operands: Sequence[jax.Array], axes: Sequence[int | None]
+) -> tuple[Sequence[jax.Array], Sequence[int]]:
+    """Results of `bind` over a batch, and the batch axis of each. `axes` has None where an operand is not batched."""
+    size = next(x.shape[d] for x, d in zip(operands, axes, strict=True) if d is not None)
+    factor = _fold_into(factors, axes) if factors is not None and size > 0 else None
+    if factors is None or factor is None:
+        return _loop(bind, operands, axes)
+    folded = [_fold(x, d, dims, factor, size) for x, d, dims in zip(operands, axes, factors.operands, strict=True)]
+    results = bind(*folded)
+    where = [_place(dims, factor) for dims in factors.results]
+    return [_unfold(x, d, size) for x, d in zip(results, where, strict=True)], where
+
+
+def _fold_into(factors: Factors, axes: Sequence[int | None]) -> str | None:
+    """The first factor that every batched operand has: folding there repeats nothing but unbatched operands with it."""
+    for factor in factors.foldable():
+        has = [position(dims, factor) is not None for dims in factors.operands]
+        if all(h for h, d in zip(has, axes, strict=True) if d is not None):
+            return factor
+    return None
+
+
+def _place(dims: Dims, factor: str) -> int:
+    found = position(dims, factor)
+    assert found is not None  # Factors.foldable offers only factors of every result
+    return found
+
+
+def _fold(x: jax.Array, axis: int | None, dims: Dims, factor: str, size: int) -> jax.Array:
+    at = position(dims, factor)
+    if at is None:
+        return x
+    if axis is None:
+        x = jnp.broadcast_to(jnp.expand_dims(x, at), (*x.shape[:at], size, *x.shape[at:]))
+    else:
+        x = jnp.moveaxis(x, axis, at)
+    return x.reshape(*x.shape[:at], x.shape[at] * x.shape[at + 1], *x.shape[at + 2 :])
+
+
+def _unfold(x: jax.Array, at: int, size: int) -> jax.Array:
+    return x.reshape(*x.shape[:at], size, x.shape[at] // size, *x.shape[at + 1 :])
+
+
+def _loop(
+    bind: Bind, operands: Sequence[jax.Array], axes: Sequence[int | None]
+) -> tuple[Sequence[jax.Array], Sequence[int]]:
+    batched = [jnp.moveaxis(x, d, 0) for x, d in zip(operands, axes, strict=True) if d is not None]
+
+    def one(slices: list[jax.Array]) -> Any:
+        rest = iter(slices)
+        return tuple(bind(*(x if d is None else next(rest) for x, d in zip(operands, axes, strict=True))))
+
+    results = jax.lax.map(one, batched)
+    return results, [0] * len(results)

@@ -1,0 +1,70 @@
+"""Argument errors. Each names the argument, says what it must be, and what it is.
+
+A wrong kind or dtype is a `TypeError`, a wrong shape or value a `ValueError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+
+class Quantized(NamedTuple):
+    """A quantised array: low-precision `data` and one `scale` for each block of it; the value is `data * scale`.
+
+    Every function that takes one also takes a plain `(data, scale)` tuple.
+    """
+
+    data: jax.Array
+    scale: jax.Array
+
+
+def describe(x: Any) -> str:
+    """`bfloat16[4096,7168]` for an array, the type's name for anything else."""
+    if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
+        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return type(x).__name__
+
+
+def fail(error: type[Exception], name: str, wanted: str, got: Any) -> NoReturn:
+    raise error(f"`{name}` must be {wanted}, got {got if isinstance(got, str) else describe(got)}")
+
+
+def array(name: str, x: Any, dtypes: Sequence[DTypeLike], dims: str, shape: Sequence[int] | None = None) -> jax.Array:
+    """`x` as an array of one of `dtypes`, with as many dimensions as `dims` ("M, K") names, or of exactly `shape`."""
+    wanted = f"{' or '.join(str(jnp.dtype(d)) for d in dtypes)} of shape ({dims})"
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        fail(TypeError, name, wanted, x)
+    if x.dtype not in [jnp.dtype(d) for d in dtypes]:
+        fail(TypeError, name, wanted, x)
+    if x.ndim != len(dims.split(",")) or (shape is not None and x.shape != tuple(shape)):
+        fail(ValueError, name, wanted, x)
+    return jnp.asarray(x)
+
+
+def pair(name: str, x: Any) -> Quantized:
+    """`x` as a `Quantized`; what its members are is left to `array`."""
+    if not isinstance(x, tuple) or len(x) != 2:
+        got = f"a tuple of {len(x)}" if isinstance(x, tuple) else describe(x)
+        fail(TypeError, name, "a (data, scale) pair of arrays", got)
+    return Quantized(*x)
+
+
+def quantized(name: str, x: Any, dims: str, block: tuple[int, int]) -> Quantized:
+    """`x` as an FP8 matrix with one scale for each `block` (rows, columns) of it. UE8M0 scales become float32."""
+    data, scale = pair(name, x)
+    data = array(name, data, [jnp.float8_e4m3fn], dims)
+    shape = scale_shape(data.shape, block)
+    spelled = ", ".join(map(str, shape))
+    scale = array(f"{name}.scale", scale, [jnp.float32, jnp.float8_e8m0fnu], spelled, shape)
+    return Quantized(data, scale.astype(jnp.float32))
+
+
+def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, int]:
+    rows, columns = shape
+    return -(-rows // block[0]), -(-columns // block[1])

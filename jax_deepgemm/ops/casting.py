@@ -1,0 +1,120 @@
+"""Quantisation to FP8 with one scale a block, and back.
+
+The scale of a block is its largest magnitude over 448, the largest float8_e4m3fn; magnitudes under 1e-4 count as 1e-4,
+so that a block of zeros has a scale too. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jax_deepgemm import checks
+from jax_deepgemm.checks import Quantized
+
+E4M3_MAX = 448.0
+_SMALLEST_AMAX = 1e-4
+_WIDE = (jnp.bfloat16, jnp.float16, jnp.float32)
+_KNOWN_BLOCKS = ((1, 128), (128, 128), (1, 32))
+
+
+def per_token_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int = 128) -> Quantized:
+    """Quantises activations: one scale for each row and each `gran_k` columns.
+
+    x: bfloat16, float16 or float32 [M, K], of any size.
+    use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
+
+    Returns data float8_e4m3fn [M, K] and scale float32 (or float8_e8m0fnu) [M, ceil(K / gran_k)]. A NaN or Inf in `x`
+    makes the block it is in NaN.
+
+    Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these.
+    """
+    if not isinstance(gran_k, int) or gran_k < 1:
+        checks.fail(ValueError, "gran_k", "a positive number of columns", str(gran_k))
+    return _cast(checks.array("x", x, _WIDE, "M, K"), (1, gran_k), use_ue8m0)
+
+
+def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: tuple[int, int] = (128, 128)) -> Quantized:
+    """Quantises weights: one scale for each `block` of rows and columns.
+
+    x: bfloat16, float16 or float32 [N, K], of any size.
+    use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
+
+    Returns data float8_e4m3fn [N, K] and scale float32 (or float8_e8m0fnu) [ceil(N / rows), ceil(K / columns)]. A NaN
+    or Inf in `x` makes the block it is in NaN.
+
+    Raises TypeError or ValueError, naming the argument, where `x` or `block` is none of these.
+    """
+    return _cast(checks.array("x", x, _WIDE, "N, K"), _checked_block(block), use_ue8m0)
+
+
+def cast_back_from_fp8(
+    x: Quantized | tuple[jax.Array, jax.Array],
+    *,
+    block: tuple[int, int] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Dequantises: `data * scale`, multiplied in float32.
+
+    x: data float8_e4m3fn [M, K] and scale float32 or float8_e8m0fnu, one for each block.
+    block: rows and columns that share a scale. By default whichever of (1, 128), (128, 128), (1, 32) fits the shapes.
+
+    Returns `dtype` [M, K].
+
+    Raises TypeError or ValueError, naming the argument, for other dtypes or a scale that fits no block.
+    """
+    data, scale = checks.pair("x", x)
+    data = checks.array("x", data, [jnp.float8_e4m3fn], "M, K")
+    if block is not None:
+        block = _checked_block(block)
+    else:
+        # Where two fit, they mean the same.
+        shape = getattr(scale, "shape", None)
+        block = next((b for b in _KNOWN_BLOCKS if checks.scale_shape(data.shape, b) == shape), _KNOWN_BLOCKS[0])
+    return dequantise(checks.quantized("x", (data, scale), "M, K", block), block).astype(dtype)
+
+
+def dequantise(x: Quantized, block: tuple[int, int]) -> jax.Array:
+    """float32 values of an operand that has been checked."""
+    return x.data.astype(jnp.float32) * _spread(x.scale.astype(jnp.float32), block, x.data.shape)
+
+
+def _checked_block(block: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(block, tuple) or len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
+        checks.fail(ValueError, "block", "a tuple (rows, columns) of positive numbers", str(block))
+    return block
+
+
+def _cast(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> Quantized:
+    wide = x.astype(jnp.float32)
+    scale = jnp.maximum(_amax(wide, block), _SMALLEST_AMAX) / E4M3_MAX
+    if use_ue8m0:
+        stored = _ceil_to_ue8m0(scale)
+        scale = stored.astype(jnp.float32)
+    else:
+        stored = scale
+    scaled = wide / _spread(scale, block, x.shape)
+    # astype makes NaN of what is over 448, which rounding of the scale can cause.
+    return Quantized(jnp.clip(scaled, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn), stored)
+
+
+def _amax(x: jax.Array, block: tuple[int, int]) -> jax.Array:
+    rows, columns = checks.scale_shape(x.shape, block)
+    padding = [(0, n * b - s) for n, b, s in zip((rows, columns), block, x.shape, strict=True)]
+    blocks = jnp.pad(jnp.abs(x), padding).reshape(rows, block[0], columns, block[1])
+    return jnp.max(blocks, axis=(1, 3))
+
+
+def _ceil_to_ue8m0(scale: jax.Array) -> jax.Array:
+    """The least power of two not under `scale`, by its bits: exact, where log2 is not. NaN and Inf become NaN."""
+    bits = jax.lax.bitcast_convert_type(scale, jnp.uint32)
+    exponent = (bits >> 23) + (bits & 0x7FFFFF != 0)
+    return jax.lax.bitcast_convert_type(jnp.minimum(exponent, 255).astype(jnp.uint8), jnp.float8_e8m0fnu)
+
+
+def _spread(scale: jax.Array, block: tuple[int, int], shape: tuple[int, ...]) -> jax.Array:
+    """Each scale repeated over its block."""
+    for axis in (0, 1):
+        scale = jnp.repeat(scale, block[axis], axis=axis)
+    return scale[: shape[0], : shape[1]]

@@ -1,0 +1,159 @@
+"""Dense GEMM of FP8 operands with block scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jax_deepgemm import checks
+from jax_deepgemm.checks import Quantized
+from jax_deepgemm.factors import Factors
+from jax_deepgemm.ops.casting import dequantise
+from jax_deepgemm.ops.fp8_gemm_plan import plan
+from jax_deepgemm.primitive import Avals, Layouts, Op, Params, make
+
+RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
+_OUT_DTYPES = (jnp.bfloat16, jnp.float32)
+
+
+def fp8_gemm_nt(
+    a: Quantized | tuple[jax.Array, jax.Array],
+    b: Quantized | tuple[jax.Array, jax.Array],
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    recipe: tuple[tuple[int, int], tuple[int, int]] | None = None,
+) -> jax.Array:
+    """`A @ B.T (+ C)` of FP8 matrices with block scales, accumulated in float32.
+
+    a: data float8_e4m3fn [M, K] and scale [M, ceil(K / 128)], as from `per_token_cast_to_fp8`.
+    b: data float8_e4m3fn [N, K] and scale [ceil(N / 128), ceil(K / 128)], as from `per_block_cast_to_fp8`.
+    c: `out_dtype` [M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.
+    out_dtype: bfloat16 or float32.
+    recipe: the blocks (rows, columns) of `a` and `b` that share a scale. ((1, 128), (128, 128)) is the only one.
+
+    Scales are float32, or float8_e8m0fnu. Sizes may be zero; K, and a row of the result, are multiples of 16 bytes.
+    Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
+
+    Under jit over several devices, operands sharded over M or N stay where they are, and K sharded on borders of 128
+    becomes a sum of float32 partial results. N, or K, that is no multiple of 128, or shards that cut a block, are
+    gathered. So is everything under `jax.export` for several devices, outside `shard_map`.
+
+    Raises TypeError or ValueError, naming the argument, for other dtypes and shapes; NotImplementedError when
+    differentiated.
+
+    The recipe is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
+
+    >>> a = per_token_cast_to_fp8(jnp.ones((4, 256)))
+    >>> b = per_block_cast_to_fp8(jnp.ones((128, 256)))
+    >>> fp8_gemm_nt(a, b).shape
+    (4, 128)
+    """
+    if recipe is not None and recipe != RECIPE:
+        checks.fail(ValueError, "recipe", f"{RECIPE} or None", repr(recipe))
+    dtype = _checked_out_dtype(out_dtype)
+    a = checks.quantized("a", a, "M, K", RECIPE[0])
+    b = checks.quantized("b", b, "N, K", RECIPE[1])
+    m, k = a.data.shape
+    n = b.data.shape[0]
+    if b.data.shape[1] != k:
+        checks.fail(ValueError, "b", f"of shape (N, {k}), with the K of `a`", b.data)
+    if k % 16:
+        checks.fail(ValueError, "a", "of shape (M, K) with K a multiple of 16", a.data)
+    if n * dtype.itemsize % 16:
+        checks.fail(
+            ValueError, "b", f"of shape (N, K) with N a multiple of {16 // dtype.itemsize} for {dtype} out", b.data
+        )
+    added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
+    return _call(*a, *b, *added, out_dtype=dtype)[0]
+
+
+def _checked_out_dtype(out_dtype: DTypeLike) -> jnp.dtype:
+    wanted = "bfloat16 or float32"
+    try:
+        dtype = jnp.dtype(out_dtype)
+    except TypeError:
+        checks.fail(TypeError, "out_dtype", wanted, repr(out_dtype))
+    if dtype not in [jnp.dtype(d) for d in _OUT_DTYPES]:
+        checks.fail(TypeError, "out_dtype", wanted, str(dtype))
+    return dtype
+
+
+# The operands of the primitive: a's data and scale, b's data and scale, and c if there is one.
+
+
+def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((avals[0].shape[0], avals[2].shape[0]), out_dtype)]
+
+
+def _reference(
+    a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array, *c: jax.Array, out_dtype: jnp.dtype
+) -> list[jax.Array]:
+    wide = [dequantise(Quantized(a, a_scale), RECIPE[0]), dequantise(Quantized(b, b_scale), RECIPE[1])]
+    product = jax.lax.dot_general(
+        *wide,
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return [_rounded(product, c, out_dtype)]
+
+
+def _rounded(product: jax.Array, c: Sequence[jax.Array], out_dtype: jnp.dtype) -> jax.Array:
+    for x in c:
+        product += x.astype(jnp.float32)
+    return product.astype(out_dtype)
+
+
+def _factors(avals: Avals, params: Params) -> Factors:
+    """Dimensions in blocks of 128 where they divide; where not, K and N are never sharded, nor N batched."""
+    n, k = avals[2].shape
+    whole: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
+    summed: tuple[str, ...] = ()
+    if k % 128 == 0:
+        k_dim, whole, sizes, summed = "(kb ki)", (*whole, "ki"), (*sizes, ("ki", 128)), ("kb",)
+    else:
+        k_dim, whole = "k", (*whole, "k", "kb")
+    if n % 128 == 0:
+        n_dim, whole, sizes = "(nb ni)", (*whole, "ni"), (*sizes, ("ni", 128))
+    else:
+        n_dim, whole = "n", (*whole, "n", "nb")
+    c = f", m {n_dim}" if len(avals) == 5 else ""
+    return Factors(f"m {k_dim}, m kb, {n_dim} {k_dim}, nb kb{c} -> m {n_dim}", sizes, summed, whole)
+
+
+def _reduce(
+    call: Callable[..., Sequence[jax.Array]], axes: tuple[str, ...], operands: Sequence[jax.Array], params: Params
+) -> list[jax.Array]:
+    """K is sharded: partial results are summed, and `c` added, in float32."""
+    (partial,) = call(*operands[:4], out_dtype=jnp.dtype(jnp.float32))
+    return [_rounded(jax.lax.psum(partial, axes), operands[4:], params["out_dtype"])]
+
+
+def _operand_layouts(avals: Avals, params: Params) -> Layouts:
+    """A's scales with M fastest, so that one bulk copy brings those of a tile."""
+    return [None, (0, 1), None, None, None][: len(avals)]
+
+
+def _aliases(avals: Avals, params: Params) -> dict[int, int]:
+    return {4: 0} if len(avals) == 5 else {}
+
+
+_call: Any = make(
+    Op(
+        name="fp8_gemm_nt",
+        abstract_eval=_abstract_eval,
+        reference=_reference,
+        plan=plan,
+        operand_layouts=_operand_layouts,
+        aliases=_aliases,
+        factors=_factors,
+        reduce=_reduce,
+        gradient="quantised operands have no gradients; differentiate around it with jax.custom_vjp",
+    )
+)

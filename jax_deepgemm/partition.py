@@ -1,0 +1,89 @@
+"""An operation under jit over several devices: each computes on its own shard, as the factors of the operation allow.
+
+XLA alone would gather every operand of a custom call. `custom_partitioning` carries the rule to Shardy, and calls back
+from the compiler, once the shardings are settled, for what one device computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.interpreters import mlir
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from jax_deepgemm.factors import Factors, assign, spec
+
+Call = Callable[..., Sequence[jax.Array]]
+Reduce = Callable[[Call, tuple[str, ...], Sequence[jax.Array]], Sequence[jax.Array]]
+
+
+def partitioned(call: Call, factors: Factors, reduce: Reduce | None) -> Call:
+    """`call`, shared between the devices that the enclosing jit runs on.
+
+    `reduce(call, axes, operands)` computes the results where a summed factor is sharded over the mesh `axes`. Without
+    it, summed factors are gathered.
+    """
+    if reduce is None and factors.summed:
+        raise ValueError(f"factors {factors.summed} are summed, but there is no way to reduce them")
+
+    def function(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(call(*operands))
+
+    def partition(mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
+        axes = assign(
+            factors,
+            mesh.shape,
+            [(x.shape, x.sharding.spec) for x in operands],
+            [(x.shape, x.sharding.spec) for x in results],
+        )
+        summed = tuple(axis for factor in factors.summed for axis in axes.get(factor, ()))
+
+        def local(*shards: jax.Array) -> tuple[jax.Array, ...]:
+            if summed and reduce is not None:
+                return tuple(reduce(call, summed, shards))
+            return tuple(call(*shards))
+
+        wanted = [
+            tuple(NamedSharding(mesh, spec(d, axes)) for d in dims) for dims in (factors.operands, factors.results)
+        ]
+        return mesh, local, wanted[1], wanted[0]
+
+    shared = custom_partitioning(function)
+    shared.def_partition(
+        partition,
+        sharding_rule=factors.rule,
+        reduction_factors=factors.summed,
+        need_replication_factors=factors.whole,
+        **dict(factors.sizes),
+    )
+    return shared
+
+
+def applies(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether this lowering is for several devices whose shares XLA decides.
+
+    It is not inside shard_map, where each device already has its share, and not under jax.export, whose artifact must
+    run without the callback into this process: there the call is emitted as it is, and XLA gathers its operands.
+    """
+    module = ctx.module_context
+    axes = module.axis_context
+    return (
+        isinstance(axes, mlir.ShardingContext)
+        and axes.num_devices > 1
+        and axes.device_assignment is not None
+        and axes.abstract_mesh is not None
+        and not module.lowering_parameters.for_export
+    )
+
+
+def explicit_result_shardings(factors: Factors, operands: Sequence[jax.Array]) -> list[NamedSharding] | None:
+    """Shardings of the results if the operands' types carry shardings (`AxisType.Explicit`), else None."""
+    types = [jax.typeof(x) for x in operands]
+    mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
+    if mesh is None:
+        return None
+    axes = assign(factors, dict(mesh.shape), [(t.shape, t.sharding.spec) for t in types], [])
+    return [NamedSharding(mesh, spec(dims, axes)) for dims in factors.results]
