@@ -200,6 +200,7 @@ std::string KernelName(const Dictionary& attributes) noexcept {
 LaunchDescription DecodeLaunch(const Dictionary& attributes, const RemainingArgs& operands,
                                const RemainingRets& results) {
   LaunchDescription launch = {};
+  Get<std::string_view>(attributes, "kernel");
   launch.kernel = KernelName(attributes);
   launch.symbol = std::string(Get<std::string_view>(attributes, "symbol"));
   if (!DecodeBase64(Get<std::string_view>(attributes, "cubin"), &launch.cubin)) {

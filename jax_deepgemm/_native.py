@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import pathlib
 import re
 import threading
 from types import ModuleType
 
 import jax
-import jaxlib
 
 TARGET = "jax_deepgemm.launch"
 
@@ -50,7 +50,7 @@ def _check_version(built: tuple[int, ...], running: tuple[int, int] | None) -> N
     if running is not None and (built[0] != running[0] or built[1] > running[1]):
         raise ImportError(
             f"the extension of jax_deepgemm is built for version {built[0]}.{built[1]} of the XLA FFI, but jaxlib "
-            f"{jaxlib.__version__} has {running[0]}.{running[1]}; upgrade jaxlib, or reinstall jax_deepgemm beside it"
+            f"{importlib.metadata.version('jaxlib')} has {running[0]}.{running[1]}; upgrade jaxlib, or reinstall jax_deepgemm beside it"
         )
 
 

@@ -156,9 +156,7 @@ class TensorMap:
             _fail("TensorMap.strides", f"be multiples of {alignment} bytes", self.strides)
         bits = _TENSOR_MAP_BITS[self.dtype]
         if padded and (self.sizes[0] % 128 or self.box[0] != 128):
-            _fail(
-                "TensorMap", "have an innermost size of a multiple of 128 and box of 128", (self.sizes[0], self.box[0])
-            )
+            _fail("TensorMap", "have an innermost size of a multiple of 128 and box of 128", (self.sizes, self.box))
         if padded and self.swizzle not in (0, 128):
             _fail("TensorMap.swizzle", f"be 0 or 128 for {self.dtype}", self.swizzle)
         if self.sizes[0] * bits % 8:
@@ -167,9 +165,7 @@ class TensorMap:
         if inner % 128:
             _fail("TensorMap.box", "span a multiple of 16 bytes innermost", f"{inner / 8:g} bytes")
         if self.swizzle and inner > self.swizzle * 8:
-            _fail(
-                "TensorMap.box", f"span at most the {self.swizzle} bytes of the swizzle innermost", f"{inner // 8} bytes"
-            )
+            _fail("TensorMap.box", f"span at most the {self.swizzle} bytes of the swizzle", f"{inner // 8} bytes")
 
     def attributes(self) -> dict[str, Any]:
         rank = len(self.sizes)
