@@ -58,9 +58,11 @@ def assign(
     factors: Factors,
     mesh_shape: Mapping[str, int],
     operands: Sequence[tuple[Sequence[int], PartitionSpec]],
-    results: Sequence[tuple[Sequence[int], PartitionSpec]],
+    results: Sequence[tuple[Sequence[int], PartitionSpec]] | None = None,
 ) -> dict[str, Axes]:
-    """The mesh axes that each factor is sharded over, given the shape and the sharding that each array has now.
+    """The mesh axes that each factor is sharded over, given the shape and the sharding of each array.
+
+    Without `results`, their shardings are yet to be decided.
 
     A summed factor takes its axes if no operand uses them for something else (as when activations are sharded over
     rows and weights over K by the same axis: then the weights are gathered). The rest follow the results, then the
@@ -69,7 +71,7 @@ def assign(
     chosen: dict[str, Axes] = {}
     used: set[str] = set()
     operand_uses = list(_uses(factors.operands, operands))
-    result_uses = list(_uses(factors.results, results))
+    result_uses = [] if results is None else list(_uses(factors.results, results))
 
     def take(factor: str, axes: Axes, size: int) -> None:
         fits = _dividing(axes, mesh_shape, size)
@@ -102,7 +104,7 @@ def _uses(
     arrays: Sequence[Dims], shardings: Sequence[tuple[Sequence[int], PartitionSpec]]
 ) -> Iterator[tuple[str, Axes]]:
     for dims, (_, sharding) in zip(arrays, shardings, strict=True):
-        for names, entry in zip(dims, tuple(sharding)):  # a spec may be shorter than the rank
+        for names, entry in zip(dims, sharding, strict=False):  # a spec may be shorter than the rank
             axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
             if axes:
                 yield names[0], axes

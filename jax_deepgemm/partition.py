@@ -85,5 +85,5 @@ def explicit_result_shardings(factors: Factors, operands: Sequence[jax.Array]) -
     mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
     if mesh is None:
         return None
-    axes = assign(factors, dict(mesh.shape), [(t.shape, t.sharding.spec) for t in types], [])
+    axes = assign(factors, dict(mesh.shape), [(t.shape, t.sharding.spec) for t in types])
     return [NamedSharding(mesh, spec(dims, axes)) for dims in factors.results]
