@@ -10,12 +10,11 @@ import hashlib
 import os
 import pathlib
 import uuid
-import warnings
 
 from jax_deepgemm import env
+from jax_deepgemm.warn import warn_once
 
 _MAGIC = b"jax_deepgemm kernel 1\n"
-_unusable: set[pathlib.Path] = set()  # folders that were warned of
 _override: str | None = None
 
 
@@ -72,11 +71,7 @@ def store(name: str, payload: bytes) -> None:
 
 
 def _warn(where: pathlib.Path, error: OSError) -> None:
-    if where not in _unusable:
-        _unusable.add(where)
-        warnings.warn(
-            f"jax_deepgemm cannot use its cache folder {where} ({error}): kernels are compiled anew in every process. "
-            f"Set {env.CACHE_DIR.name} to a folder that can be written, or to 0 to do without one.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    warn_once(
+        f"jax_deepgemm cannot use its cache folder {where} ({error.strerror}): kernels are compiled anew in every "
+        f"process. Set {env.CACHE_DIR.name} to a folder that can be written, or to 0 to do without one."
+    )

@@ -90,7 +90,7 @@ def compile_kernel(kernel: Kernel, arch: str, *, sources: pathlib.Path | None = 
     """
     folder = sources_folder() if sources is None else sources
     dump = env.DUMP_DIR.text()
-    job = _Job(kernel, arch, folder, env.LINE_INFO.flag(), dump)
+    job = _Job(kernel, source(kernel), arch, folder, env.LINE_INFO.flag(), dump)
     with _lock:
         entry = _memo.setdefault(job, _Entry())
     # One lock a job: threads that want the same kernel wait for one compilation, others go on.
@@ -119,7 +119,8 @@ def describe(kernel: Kernel, arch: str) -> str:
 class _Job:
     """All that a compilation depends on, besides the contents of the files and the compiler."""
 
-    kernel: Kernel
+    kernel: Kernel = dataclasses.field(compare=False)  # its source tells more: True equals 1, but is another type there
+    source: str
     arch: str
     folder: pathlib.Path
     line_info: bool
@@ -153,19 +154,18 @@ def _find_or_compile(job: _Job) -> Binary:
 
 
 def _compile(job: _Job) -> Binary:
-    text = source(job.kernel)
     includes = [str(job.folder)] + [folder for folder in (nvrtc.header_folder(),) if folder]
     options = job.options() + tuple(f"--include-path={folder}" for folder in includes)
     try:
-        output = nvrtc.compile_source(text, f"{job.kernel.stem}.cu", f"{job.kernel.stem}<Config>", options)
+        output = nvrtc.compile_source(job.source, f"{job.kernel.stem}.cu", f"{job.kernel.stem}<Config>", options)
     except nvrtc.NvrtcError as e:
         raise CompileError(
             f"{describe(job.kernel, job.arch)} does not compile (NVRTC {nvrtc.version()}, {' '.join(options)}):\n{e}\n"
-            f"--- {job.kernel.stem}.cu ---\n{text}"
+            f"--- {job.kernel.stem}.cu ---\n{job.source}"
         ) from None
     registers, spill_bytes, local_bytes = _resources(output.log, output.symbol)
     if job.dump:
-        _dump(job, text, output)
+        _dump(job, output)
     return Binary(output.cubin, output.symbol, registers, spill_bytes, local_bytes, output.log)
 
 
@@ -186,7 +186,7 @@ def _resources(log: str, symbol: str) -> tuple[int, int, int]:
 
 def _key(job: _Job) -> str:
     """A hash over everything that the cubin depends on."""
-    parts = [_FORMAT, nvrtc.identity(), *job.options(), source(job.kernel)]
+    parts = [_FORMAT, nvrtc.identity(), *job.options(), job.source]
     for path, content in sorted(_included(job.folder, f"kernels/{job.kernel.stem}.cuh").items()):
         parts += [path, content]
     digest = hashlib.sha256()
@@ -220,12 +220,12 @@ def _unpack(payload: bytes) -> Binary:
     return Binary(cubin=cubin, **json.loads(fields))
 
 
-def _dump(job: _Job, text: str, output: nvrtc.Output) -> None:
+def _dump(job: _Job, output: nvrtc.Output) -> None:
     folder = pathlib.Path(job.dump)
     folder.mkdir(parents=True, exist_ok=True)
-    base = f"{job.kernel.stem}-{job.arch}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    base = f"{job.kernel.stem}-{job.arch}-{hashlib.sha256(job.source.encode()).hexdigest()[:12]}"
     cubin = folder / f"{base}.cubin"
-    (folder / f"{base}.cu").write_text(text)
+    (folder / f"{base}.cu").write_text(job.source)
     (folder / f"{base}.ptx").write_bytes(output.ptx)
     cubin.write_bytes(output.cubin)
     sass = folder / f"{base}.sass"
@@ -242,6 +242,6 @@ def _dump(job: _Job, text: str, output: nvrtc.Output) -> None:
 
 
 def _utility(name: str) -> str | None:
-    from cuda import pathfinder
+    from cuda import pathfinder  # type: ignore[attr-defined]
 
     return pathfinder.find_nvidia_binary_utility(name) or shutil.which(name)

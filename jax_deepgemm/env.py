@@ -41,8 +41,8 @@ PTXAS_REPORT = Variable(
 DUMP_DIR = Variable(
     "JAX_DEEPGEMM_DUMP_DIR",
     "",
-    "Write source, PTX and cubin of every kernel used into this folder, and its SASS if nvdisasm or cuobjdump is found. "
-    "Cached kernels are compiled again for it.",
+    "Write source, PTX and cubin of every kernel used into this folder, and its SASS if nvdisasm or cuobjdump is "
+    "found. Cached kernels are compiled again for it.",
 )
 LINE_INFO = Variable(
     "JAX_DEEPGEMM_LINE_INFO", "0", "Compile with line information, for profilers and compute-sanitizer."

@@ -6,8 +6,10 @@ program that runs on the CPU needs neither.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
+import glob
 import os
 import re
 from typing import Any
@@ -35,18 +37,21 @@ class Output:
 def _load() -> tuple[Any, str]:
     """The binding and the path of the library."""
     try:
-        from cuda import pathfinder
-        from cuda.bindings import nvrtc
+        from cuda.bindings import nvrtc  # type: ignore[import-untyped]
+
+        from cuda import pathfinder  # type: ignore[attr-defined]
     except ImportError as e:
-        raise NvrtcUnavailable(
-            f"cannot import cuda.bindings, which binds NVRTC ({e}); pip install cuda-bindings"
-        ) from e
+        raise NvrtcUnavailable(f"cannot import the binding of NVRTC ({e}): pip install cuda-bindings") from e
     try:
-        path = pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path
+        path = pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path or ""
+        # NVRTC opens its builtins by their bare name. That finds them only if they are loaded already, which nobody
+        # has done where JAX loaded NVRTC first.
+        for builtins in glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "libnvrtc-builtins.so.*")):
+            ctypes.CDLL(builtins)
         _check(nvrtc, nvrtc.nvrtcVersion())
-    except RuntimeError as e:  # what pathfinder's and the binding's not-found errors derive from
-        raise NvrtcUnavailable(f"the NVRTC library was not found ({e}); pip install nvidia-cuda-nvrtc") from e
-    return nvrtc, path or ""
+    except (RuntimeError, OSError) as e:  # pathfinder's and the binding's errors of a missing library, and dlopen's
+        raise NvrtcUnavailable(f"the NVRTC library cannot be loaded ({e}): pip install nvidia-cuda-nvrtc") from e
+    return nvrtc, path
 
 
 def location() -> str | None:
@@ -79,7 +84,7 @@ def identity() -> str:
 def header_folder() -> str | None:
     """The folder of cuda_bf16.h and cuda_fp8.h, None if there is none: kernels that include neither still compile."""
     try:
-        from cuda import pathfinder
+        from cuda import pathfinder  # type: ignore[attr-defined]
 
         return pathfinder.find_nvidia_header_directory("cudart")
     except (ImportError, RuntimeError):

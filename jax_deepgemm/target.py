@@ -1,0 +1,87 @@
+"""What a kernel is compiled for. A `Target` is passed down; nothing below the lowering asks a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jax_deepgemm import config
+from jax_deepgemm.warn import warn_once
+
+_ARCHES = {"9.0": "sm_90a"}  # compute capability -> the architecture of our kernels for it
+_SHARED_MEMORY = {"sm_90a": 232448}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A GPU as the plans see it.
+
+    Attributes:
+      arch: a real architecture with its suffix, such as "sm_90a".
+      num_sms: streaming multiprocessors.
+      smem_bytes: shared memory that one block can opt in to, in bytes.
+      name: for messages; two targets that differ only in it are equal.
+    """
+
+    arch: str
+    num_sms: int
+    smem_bytes: int
+    name: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.arch.startswith("sm_"):
+            raise ValueError(f"`arch` must be a real architecture such as sm_90a, got {self.arch!r}")
+        if self.num_sms <= 0 or self.smem_bytes <= 0:
+            raise ValueError(f"`num_sms` and `smem_bytes` must be positive, got {self.num_sms} and {self.smem_bytes}")
+
+    @staticmethod
+    def from_device(device: Any) -> Target | None:
+        """The target of a JAX device, of a real one or of a topology's; None if there are no kernels for it."""
+        arch = _ARCHES.get(getattr(device, "compute_capability", ""))
+        if arch is None:
+            return None
+        shared_memory = getattr(device, "shared_memory_per_block_optin", _SHARED_MEMORY[arch])
+        return Target(arch, device.core_count, shared_memory, device.device_kind)
+
+
+H100 = Target("sm_90a", 132, _SHARED_MEMORY["sm_90a"], "NVIDIA H100 SXM")  # an H200 is the same to us
+
+
+def lowering_target(ctx: Any) -> Target | None:
+    """The target of a `jax.interpreters.mlir.LoweringRuleContext` for platform "cuda"; None means: use the reference.
+
+    In this order: what `set_target` set; the devices that are lowered for, which under AOT are the topology's; the
+    CUDA devices of this process (an export for cuda from the CPU). Several devices that are compiled for at once
+    are one target, with the fewest SMs among them. Without a target, a warning tells once why.
+    """
+    chosen = config.current().target
+    if chosen is not None:
+        return chosen
+    devices = _cuda_devices(ctx.module_context.backend)
+    if not devices:
+        warn_once(
+            "jax_deepgemm lowers for cuda with no CUDA device to ask, so it takes its reference implementations. "
+            "jax_deepgemm.set_target(...) names the GPU to compile kernels for."
+        )
+        return None
+    targets = [Target.from_device(device) for device in devices]
+    supported = [target for target in targets if target is not None]
+    if len(supported) < len(targets):
+        device = devices[targets.index(None)]
+        warn_once(
+            f"jax_deepgemm has no kernels for {device.device_kind} (compute capability "
+            f"{getattr(device, 'compute_capability', 'unknown')}), so it takes its reference implementations."
+        )
+        return None
+    return min(supported, key=lambda target: target.num_sms)
+
+
+def _cuda_devices(backend: Any) -> list[Any]:
+    if backend is not None and backend.platform in ("gpu", "cuda"):
+        return list(backend.devices())
+    try:
+        return list(jax.devices("cuda"))
+    except RuntimeError:  # no such backend
+        return []
