@@ -4,6 +4,9 @@ Both sources see every kernel of the process, whoever launched it, so our kernel
 clock. Only one of them may subscribe to CUPTI in a process.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch and DeepGEMM are optional, and imported only where they are used.
+
 from __future__ import annotations
 
 import dataclasses

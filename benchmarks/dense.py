@@ -1,5 +1,8 @@
 """Suite `dense`: fp8_gemm_nt, A scaled by 1x128 and B by 128x128, BF16 out."""
 
+# pyright: reportMissingImports=false
+# PyTorch and DeepGEMM are optional, and imported only where they are used.
+
 from __future__ import annotations
 
 import functools
@@ -50,7 +53,8 @@ def operands(case: Gemm) -> peers.Operands:
     key, outliers = jax.random.split(jax.random.key(case.m))
     channels = jnp.where(jax.random.bernoulli(outliers, 0.01, (case.k,)), 20.0, 1.0).astype(jnp.bfloat16)
     values = jax.random.normal(key, (case.m, case.k), jnp.bfloat16) * channels
-    return peers.Operands(*jax.jit(jax_deepgemm.per_token_cast_to_fp8)(values), *weights(case.n, case.k))
+    a, a_scale = jax.jit(jax_deepgemm.per_token_cast_to_fp8)(values)
+    return peers.Operands(a, a_scale, *weights(case.n, case.k))
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,7 +79,7 @@ def error(case: Gemm, given: peers.Operands, result: np.ndarray) -> str | None:
         return f"error {full:.2e} in rows {rows[0]}..{rows[-1]}, must be below {ERROR_BOUND:.0e}"
     if len(rows) == case.m:
         return None
-    signs = np.random.default_rng(case.n).choice(np.float32([-1, 1]), case.n)
+    signs = np.random.default_rng(case.n).choice(np.asarray([-1, 1], np.float32), case.n)
     projected = relative(result @ signs, a @ (b.T @ signs))
     if not projected < PROJECTION_BOUND:
         return f"error {projected:.2e} in a projection of all rows, must be below {PROJECTION_BOUND:.0e}"

@@ -49,6 +49,7 @@ def gpu_folder(gpu: str) -> str:
 def header(described: str | None = None) -> dict[str, Any]:
     """The first fields of a result file, peaks and rows still missing."""
     import jax
+
     from jax_deepgemm.doctor import driver_version
 
     sha, dirty = commit(described)

@@ -4,6 +4,9 @@ Operands are JAX arrays: `a` and `b` in float8_e4m3fn, `a_scale` and `b_scale` i
 128x128. A peer that needs another layout makes it here, outside the timed call.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch and DeepGEMM are optional, and imported only where they are used.
+
 from __future__ import annotations
 
 import dataclasses
@@ -65,20 +68,10 @@ def ours(operands: Operands) -> Prepared:
     return jax_call(fp8_gemm_nt, operands.a, operands.a_scale.T.copy(), operands.b, operands.b_scale)
 
 
-def dequantise_and_dot(a, a_scale, b, b_scale):
-    """What a JAX user writes: both operands dequantised to BF16, then a dot."""
-    import jax
-    import jax.numpy as jnp
-
-    k = a.shape[1]
-    a_full = jnp.repeat(a_scale, 128, axis=1)[:, :k]
-    b_full = jnp.repeat(jnp.repeat(b_scale, 128, axis=0)[: b.shape[0]], 128, axis=1)[:, :k]
-    a_bf16 = (a.astype(jnp.float32) * a_full).astype(jnp.bfloat16)
-    b_bf16 = (b.astype(jnp.float32) * b_full).astype(jnp.bfloat16)
-    return jax.lax.dot_general(a_bf16, b_bf16, (((1,), (1,)), ((), ())), preferred_element_type=jnp.bfloat16)
-
-
 def xla(operands: Operands) -> Prepared:
+    """What a JAX user writes without us."""
+    from jax_deepgemm.doctor import dequantise_and_dot
+
     return jax_call(dequantise_and_dot, *operands)
 
 

@@ -1,0 +1,325 @@
+"""The benchmarks, as far as they run without a GPU: events in, tables and files out."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import capture, dense, environment, jit, render, results, roofline, suite, timing
+from benchmarks.capture import Event, TimerError
+from benchmarks.peers import Peer, Prepared
+from tests.cases import DENSE, Gemm
+
+XSPACE = """
+planes { name: "/host:CPU" }
+planes {
+  name: "/device:GPU:0"
+  event_metadata { key: 1 value { id: 1 name: "loop_xor_fusion" } }
+  event_metadata { key: 2 value { id: 2 name: "void gemm<128>(float*)" } }
+  stat_metadata { key: 1 value { id: 1 name: "hlo_module" } }
+  stat_metadata { key: 2 value { id: 2 name: "jit_flush_l2" } }
+  stat_metadata { key: 3 value { id: 3 name: "correlation_id" } }
+  lines { id: 7 name: "Stream #7(Compute)" timestamp_ns: 1000
+    events { metadata_id: 2 offset_ps: 5000000 duration_ps: 2500000 stats { metadata_id: 3 int64_value: 9 } }
+    events { metadata_id: 1 offset_ps: 1000000 duration_ps: 3000000 stats { metadata_id: 1 ref_value: 2 } }
+  }
+  lines { id: 8 name: "XLA Modules" timestamp_ns: 1000
+    events { metadata_id: 1 offset_ps: 1000000 duration_ps: 3000000 }
+  }
+}
+"""
+
+
+def test_parse_xplane():
+    events = capture.parse_xplane(jax.profiler.ProfileData.from_text_proto(XSPACE))
+    assert events == [
+        Event("loop_xor_fusion", 2000.0, 3000.0, "jit_flush_l2"),
+        Event("void gemm<128>(float*)", 6000.0, 2500.0, None),
+    ]
+
+
+def test_parse_xplane_without_gpu():
+    with pytest.raises(TimerError, match="no plane /device:GPU:0"):
+        capture.parse_xplane(jax.profiler.ProfileData.from_text_proto('planes { name: "/host:CPU" }'))
+
+
+def test_capture_jax_without_gpu_says_so():
+    with pytest.raises(TimerError, match="/device:GPU:0"):
+        capture.capture_jax(lambda: None)
+
+
+def test_parse_torch():
+    def event(name, start, us, device):
+        span = types.SimpleNamespace(start=start, elapsed_us=lambda: us)
+        return types.SimpleNamespace(name=name, time_range=span, device_type=types.SimpleNamespace(name=device))
+
+    events = [event("gemm", 30.0, 2.5, "CUDA"), event("aten::mm", 1.0, 9.0, "CPU"), event("fill", 10.0, 1.0, "CUDA")]
+    assert capture.parse_torch(events) == [Event("fill", 10e3, 1e3), Event("gemm", 30e3, 2.5e3)]
+
+
+def is_flush(event):
+    return event.name == "flush"
+
+
+def test_steps_and_medians():
+    # Two functions, three repetitions; "b" makes two kernels a call, one of which does not count.
+    events, order = [], []
+    for repetition in range(3):
+        for name, kernels in (("a", [10.0]), ("b", [5.0, 100.0])):
+            order.append(name)
+            for kernel, us in (("flush", 80.0), *((f"{name}{i}", us + repetition) for i, us in enumerate(kernels))):
+                events.append(Event(kernel, len(events) * 1e6, us * 1e3))
+    groups = timing.steps(list(reversed(events)), is_flush)
+    timings = timing.summarise(order, groups, lambda name, event: event.name != "b1")
+    assert timings == {"a": timing.Timing(11.0, 1, ("a0",)), "b": timing.Timing(6.0, 1, ("b0",))}
+    with pytest.raises(TimerError, match="6 steps ran, the events show 5"):
+        timing.summarise(order, groups[1:])
+
+
+def test_a_step_without_kernels_is_no_timing():
+    groups = timing.steps([Event("flush", 0, 1), Event("flush", 2, 1), Event("k", 4, 1000)], is_flush)
+    assert set(timing.summarise(["a", "b"], groups)) == {"b"}
+
+
+def test_flush_knows_its_kernel(monkeypatch):
+    monkeypatch.setattr(timing, "FLUSH_BYTES", 1024)
+    recorded = [Event("loop_xor_fusion", float(i), 1.0) for i in range(3)]
+    flush = timing.Flush(lambda run: run() or recorded)
+    assert flush.made(Event("loop_xor_fusion", 0, 1)) and not flush.made(Event("gemm", 0, 1))
+    assert flush.made(Event("x", 0, 1, "jit_flush_l2")) and not flush.made(Event("loop_xor_fusion", 0, 1, "jit_f"))
+    with pytest.raises(TimerError, match="3 flushes"):
+        timing.Flush(lambda run: recorded[:2])
+
+
+class Card:
+    """A GPU whose kernels take the time that they are told to."""
+
+    def __init__(self):
+        self.events = []
+
+    def launch(self, name, us):
+        self.events.append(Event(name, len(self.events) * 1e9, us * 1e3))
+
+    def source(self, run):
+        self.events = []
+        run()
+        return self.events
+
+    def flush(self):
+        def call():
+            self.launch("flush", 50.0)
+
+        call.made = is_flush
+        return call
+
+
+@pytest.fixture
+def card(monkeypatch):
+    card = Card()
+    monkeypatch.setattr(suite, "choose_timer", lambda timer: (card.source, card.flush()))
+    monkeypatch.setattr(roofline, "copy_gbs", lambda *_: 3000.0)
+    monkeypatch.setattr(roofline, "fp8_tflops", lambda *_: 1400.0)
+    return card
+
+
+def synthetic(card, **changes):
+    def implementation(name, kernels):
+        return lambda operands: Prepared(
+            lambda: [card.launch(f"{name}_{kernel}", us) for kernel, us in kernels], lambda: np.ones(1)
+        )
+
+    def broken(operands):
+        raise RuntimeError("not on this machine")
+
+    parts = {
+        "op": "op",
+        "cases": [Gemm(1, 128, 256), Gemm(64, 128, 256)],
+        "operands": lambda case: None,
+        "flops": dense.flops,
+        "moved_bytes": dense.moved_bytes,
+        "error": lambda case, operands, result: None,
+        "ours": implementation("ours", [("gemm", 10.0)]),
+        "peers": (
+            Peer("deep_gemm", implementation("dg", [("transpose", 3.0), ("gemm", 8.0)]), kernel="gemm"),
+            Peer("cublaslt", broken),
+            Peer("xla", implementation("xla", [("dequantise", 20.0), ("dot", 30.0)])),
+        ),
+        "peak_operands": lambda: None,
+        "warm": lambda case: None,
+        "groups": (("all", lambda row: True), ("M<=1", lambda row: row["case"]["m"] <= 1)),
+    }
+    return suite.Suite(**(parts | changes))
+
+
+FIELDS = ["gpu", "driver", "jax", "date", "commit", "dirty", "peak_tflops", "copy_gbs", "rows"]
+ALL = ("deep_gemm", "cublaslt", "xla")
+
+
+def test_run_writes_rows_and_names_what_failed(card, tmp_path, capsys):
+    path = tmp_path / "new" / "dense.json"
+    options = suite.Options(peers=ALL, reps=10, json=str(path), commit="abc-dirty")
+    assert suite.run(synthetic(card), options) == 0
+    result = json.loads(path.read_text())
+    assert list(result) == FIELDS
+    assert (result["commit"], result["dirty"]) == (("abc", True))
+    assert [row["case"] for row in result["rows"]] == [{"m": 1, "n": 128, "k": 256}, {"m": 64, "n": 128, "k": 256}]
+    for row in result["rows"]:
+        assert list(row) == ["op", "case", "us", "limit_us", "peer_us"]
+        assert row["us"] == 10.0 and row["peer_us"] == {"deep_gemm": 8.0, "xla": 50.0}
+    output = capsys.readouterr()
+    assert output.err.count("RuntimeError: not on this machine") == 2
+    table = [line for line in output.out.splitlines() if line.rstrip().endswith(("x", "xla")) and "geomean" not in line]
+    assert len(table) == 3 and len({len(line) for line in table}) == 1
+    assert "0.80x" in table[1] and "5.00x" in table[1]
+    assert "all      deep_gemm  geomean 0.800x  least 0.800x  of 2" in output.out
+
+
+def test_wrong_results_are_not_timed(card, tmp_path, capsys):
+    path = tmp_path / "dense.json"
+    wrong = synthetic(card, error=lambda case, *_: "error 1e+00" if case.m == 1 else None)
+    assert suite.run(wrong, suite.Options(peers=(), json=str(path), commit="abc")) == 1
+    assert [row["case"]["m"] for row in json.loads(path.read_text())["rows"]] == [64]
+    assert "ours {'m': 1, 'n': 128, 'k': 256}: error 1e+00" in capsys.readouterr().err
+
+
+def test_an_exhausted_budget_keeps_what_there_is(card, capsys):
+    assert suite.run(synthetic(card), suite.Options(budget=-1.0, commit="abc")) == 2
+    assert "out of time: 2 cases left out" in capsys.readouterr().err
+
+
+def test_select():
+    assert suite.select(DENSE, []) == list(DENSE)
+    assert len(suite.select(DENSE, ["m=1"])) == 7
+    assert suite.select(DENSE, ["m=1,k=512", "m=64,k=512"]) == [Gemm(1, 32768, 512), Gemm(64, 32768, 512)]
+
+
+def test_dense_is_the_issue_s_49_shapes():
+    assert len(set(DENSE)) == 49
+    assert all(case.out_dtype == "bfloat16" for case in DENSE)
+
+
+def test_limit():
+    assert roofline.limit_us(2e12, 1e6, 1000.0, 3000.0) == pytest.approx(2000.0)  # FLOPs
+    assert roofline.limit_us(1.0, 3e9, 1000.0, 3000.0) == pytest.approx(1000.0)  # bytes
+    assert roofline.limit_us(2e12, 3e9, None, 3000.0) == pytest.approx(1000.0)  # no peak known
+
+
+@pytest.fixture(scope="module")
+def small():
+    case = Gemm(24, 192, 384)
+    operands = dense.operands(case)
+    return case, operands, dense.SUITE.ours(operands).result()
+
+
+def test_guard_accepts_our_result_and_xla_s(small):
+    case, operands, result = small
+    assert dense.error(case, operands, result) is None
+    (xla,) = [peer for peer in dense.SUITE.peers if peer.name == "xla"]
+    assert dense.error(case, operands, xla.prepare(operands).result()) is None
+
+
+@pytest.mark.parametrize("wrong", ["zeroed", "shifted", "transposed", "nan", "one row", "block lost"])
+def test_guard_refuses_wrong_results(small, wrong):
+    case, operands, result = small
+    result = result.copy()
+    if wrong == "zeroed":
+        result[:] = 0
+    elif wrong == "shifted":
+        result = np.roll(result, 1, axis=1)
+    elif wrong == "transposed":
+        result = result.T
+    elif wrong == "nan":
+        result[1, 1] = np.nan
+    elif wrong == "one row":  # not among the rows that are compared in full
+        full = set(np.linspace(0, case.m - 1, dense.FULL_ROWS).astype(int))
+        result[min(set(range(case.m)) - full)] *= 2
+    else:
+        lost = operands._replace(a_scale=operands.a_scale.at[:, 1].set(0))
+        result = dense.SUITE.ours(lost).result()
+    assert dense.error(case, operands, result) is not None
+
+
+def test_operands_are_real_and_repeatable(small):
+    case, operands, _ = small
+    again = dense.operands(case)
+    for first, second in zip(operands, again, strict=True):
+        assert np.array_equal(np.asarray(first), np.asarray(second))
+    assert np.count_nonzero(np.asarray(operands.a).astype(np.float32)) > 0.9 * case.m * case.k
+    assert len(np.unique(np.asarray(operands.a_scale))) > case.m
+
+
+def test_gpu_folder():
+    assert environment.gpu_folder("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    assert environment.gpu_folder("NVIDIA H200") == "h200"
+
+
+def test_commit_described():
+    assert environment.commit("1234-dirty") == ("1234", True)
+    assert environment.commit("1234") == ("1234", False)
+
+
+def example():
+    rows = [
+        results.row("fp8_gemm_nt", {"m": m, "n": n, "k": 512}, 10.0, 8.0, {"deep_gemm": 12.0, "xla": 30.0 * m})
+        for n in (64, 128)
+        for m in (1, 16)
+    ]
+    del rows[0]["peer_us"]["xla"]
+    head = dict.fromkeys(FIELDS) | {"gpu": "NVIDIA H100", "driver": "580", "jax": "0.11.2", "date": "2026-01-01"}
+    return head | {"rows": rows}
+
+
+def test_table():
+    text = render.table(example()).splitlines()
+    assert text[2] == "| N x K | M=1 | M=16 |"
+    assert text[4] == "| 64 x 512 | 10.0 (1.20x) | 10.0 (1.20x) |"
+    assert "| DeepGEMM | 1.20x | 1.20x | 4 | 1.20x |" in text
+    assert any(line.startswith("| XLA, dequantise and dot |") and "| 3 |" in line for line in text)
+
+
+def test_render_replaces_only_its_section(monkeypatch):
+    monkeypatch.setattr(render, "section", lambda: "new")
+    assert render.replaced(f"a\n{render.BEGIN}\nold\n{render.END}\nb") == f"a\n{render.BEGIN}\nnew\n{render.END}\nb"
+    with pytest.raises(ValueError, match="must hold"):
+        render.replaced("a")
+
+
+def test_readme_matches_the_committed_results():
+    readme = (environment.ROOT / "README.md").read_text()
+    assert render.replaced(readme) == readme, "run python -m benchmarks render"
+
+
+def test_committed_results_have_the_schema():
+    paths = sorted((environment.ROOT / "benchmarks" / "results").glob("*/*.json"))
+    if not paths:
+        pytest.skip("no results are committed yet")
+    for path in paths:
+        result = json.loads(path.read_text())
+        assert list(result) == FIELDS
+        assert path.parent.name == environment.gpu_folder(result["gpu"])
+        for row in result["rows"]:
+            assert list(row) == ["op", "case", "us", "limit_us", "peer_us"]
+            assert row["us"] > 0 and all(us > 0 for us in row["peer_us"].values())
+
+
+def test_written_results_are_read_back(tmp_path):
+    path = tmp_path / "dense.json"
+    results.write(path, example())
+    assert json.loads(path.read_text()) == example()
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text().count("\n") < 20  # a row a line, for readable diffs
+
+
+def test_arguments():
+    args = command.parser().parse_args(["dense", "--peers", "--skip-peer", "xla", "--case", "m=1", "--json", "f"])
+    assert args.peers and args.skip_peer == ["xla"] and args.case == ["m=1"] and args.reps >= 10
+    assert command.parser().parse_args(["--warm-peers", "dense"]).warm_peers
+
+
+def test_a_dead_jit_worker_is_a_missing_row():
+    assert jit.together([jit.worker("chain", JAX_PLATFORMS="cpu")]) == [None]
