@@ -24,6 +24,9 @@ class Quantized(NamedTuple):
     scale: jax.Array
 
 
+jax.export.register_namedtuple_serialization(Quantized, serialized_name="jax_deepgemm.Quantized")
+
+
 def describe(x: Any) -> str:
     """`bfloat16[4096,7168]` for an array, the type's name for anything else."""
     if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):

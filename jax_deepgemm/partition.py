@@ -6,13 +6,13 @@ from the compiler, once the shardings are settled, for what one device computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from jax_deepgemm.factors import Factors, assign, spec
 
@@ -42,9 +42,11 @@ def partitioned(call: Call, factors: Factors, reduce: Reduce | None) -> Call:
         summed = tuple(axis for factor in factors.summed for axis in axes.get(factor, ()))
 
         def local(*shards: jax.Array) -> tuple[jax.Array, ...]:
-            if summed and reduce is not None:
-                return tuple(reduce(call, summed, shards))
-            return tuple(call(*shards))
+            # A mesh that the caller has set must not shard what is now one device's share.
+            with use_abstract_mesh(AbstractMesh((), ())):
+                if summed and reduce is not None:
+                    return tuple(reduce(call, summed, shards))
+                return tuple(call(*shards))
 
         wanted = [
             tuple(NamedSharding(mesh, spec(d, axes)) for d in dims) for dims in (factors.operands, factors.results)
@@ -79,11 +81,19 @@ def applies(ctx: mlir.LoweringRuleContext) -> bool:
     )
 
 
-def explicit_result_shardings(factors: Factors, operands: Sequence[jax.Array]) -> list[NamedSharding] | None:
-    """Shardings of the results if the operands' types carry shardings (`AxisType.Explicit`), else None."""
+def with_explicit_axes(
+    call: Call,
+    operands: Sequence[jax.Array],
+    specs: Callable[[Mapping[str, int], Sequence[Any]], Sequence[PartitionSpec]],
+) -> Sequence[jax.Array]:
+    """`call(*operands)`; where the types of the operands carry shardings (`AxisType.Explicit`), so do the results'.
+
+    `specs` gives those of the results, from the sizes of the mesh's axes and the operands' types.
+    """
     types = [jax.typeof(x) for x in operands]
     mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
     if mesh is None:
-        return None
-    axes = assign(factors, dict(mesh.shape), [(t.shape, t.sharding.spec) for t in types])
-    return [NamedSharding(mesh, spec(dims, axes)) for dims in factors.results]
+        return call(*operands)
+    results = [NamedSharding(mesh, s) for s in specs(mesh.shape, types)]
+    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    return jax.sharding.auto_axes(call, axes=explicit, out_sharding=results)(*operands)

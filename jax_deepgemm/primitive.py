@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.sharding import AxisType, ManualAxisType, NamedSharding, PartitionSpec
 
 from jax_deepgemm import _native, compile, config, partition
 from jax_deepgemm.batching import batch
-from jax_deepgemm.factors import Factors
+from jax_deepgemm.factors import Factors, assign, spec
 from jax_deepgemm.launch import Launch
 from jax_deepgemm.target import Target, lowering_target
 from jax_deepgemm.warn import warn_once
@@ -23,6 +23,7 @@ from jax_deepgemm.warn import warn_once
 Avals = Sequence[jax.ShapeDtypeStruct | jax.core.ShapedArray]
 Params = Mapping[str, Any]
 Layouts = Sequence[tuple[int, ...] | None]
+_Items = tuple[tuple[str, Any], ...]  # params, hashable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,38 +74,40 @@ def make(op: Op) -> Callable[..., Sequence[jax.Array]]:
 
 # The settings are a parameter, and so fixed at tracing: partitioned code is lowered while XLA compiles, which may be
 # long after the user has left `with set_num_sms(...)`.
-def _bind(op: Op, primitive: Primitive, operands: Sequence[jax.Array], settings: config.Config, params: tuple) -> Any:
+def _bind(op: Op, primitive: Primitive, operands: Sequence[jax.Array], settings: config.Config, params: _Items) -> Any:
+    if op.factors is None:
+        return primitive.bind(*operands, settings=settings, partitioned=None, **dict(params))
     types = [jax.typeof(x) for x in operands]
-    factors = op.factors and op.factors(types, dict(params))
-    explicit = factors and partition.explicit_result_shardings(factors, operands)
-    if explicit:
-        run = functools.partial(_bind_auto, op, primitive, settings=settings, params=params)
-        return jax.sharding.auto_axes(run, out_sharding=explicit)(*operands)
-    return _bind_auto(op, primitive, *operands, settings=settings, params=params)
+    factors = op.factors(types, dict(params))
+    shapes = tuple((t.shape, t.dtype) for t in types)
 
+    def call(*xs: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        shared = None
+        if AxisType.Manual not in mesh.axis_types and all(t.size for t in types):
+            shared = _partitioned(op, primitive, shapes, settings, params, mesh)
+        return primitive.bind(*xs, settings=settings, partitioned=shared, **dict(params))
 
-def _bind_auto(op: Op, primitive: Primitive, *operands: jax.Array, settings: config.Config, params: tuple) -> Any:
-    types = [jax.typeof(x) for x in operands]
-    mesh = jax.sharding.get_abstract_mesh()
-    shared = None
-    if op.factors and AxisType.Manual not in mesh.axis_types and all(math.prod(t.shape) for t in types):
-        shapes = tuple(jax.ShapeDtypeStruct(t.shape, t.dtype) for t in types)
-        shared = _partitioned(op, primitive, shapes, settings, params, mesh)
-    return primitive.bind(*operands, settings=settings, partitioned=shared, **dict(params))
+    def result_specs(mesh_shape: Mapping[str, int], avals: Avals) -> list[PartitionSpec]:
+        axes = assign(factors, mesh_shape, [(a.shape, a.sharding.spec) for a in avals])
+        return [spec(dims, axes) for dims in factors.results]
+
+    return partition.with_explicit_axes(call, operands, result_specs)
 
 
 @functools.lru_cache(maxsize=4096)
 def _partitioned(
-    op: Op, primitive: Primitive, shapes: tuple, settings: config.Config, params: tuple, mesh: Any
+    op: Op, primitive: Primitive, shapes: tuple, settings: config.Config, params: _Items, mesh: Any
 ) -> ClosedJaxpr:
     """The operation for several devices, as a jaxpr.
 
     It is a parameter of the primitive because JAX shows the devices to a lowering rule only if it finds, here, a
     primitive that needs them.
     """
-    del mesh  # types in the jaxpr refer to it: part of the key
+    del mesh  # types in the jaxpr refer to it, so it is part of the key
     assert op.factors is not None
     static = dict(params)
+    avals = [jax.ShapeDtypeStruct(*s) for s in shapes]
 
     def local(*shards: jax.Array, **changed: Any) -> Any:
         return primitive.bind(*shards, settings=settings, partitioned=None, **(static | changed))
@@ -113,8 +116,14 @@ def _partitioned(
         assert op.reduce is not None
         return op.reduce(call, axes, shards, static)
 
-    shared = partition.partitioned(local, op.factors(shapes, static), reduce if op.reduce else None)
-    return jax.make_jaxpr(shared)(*shapes)
+    shared = partition.partitioned(local, op.factors(avals, static), reduce if op.reduce else None)
+
+    def named(*xs: jax.Array) -> Any:
+        return shared(*xs)
+
+    # What the callback depends on is nowhere in the HLO: the name keeps such programs apart in JAX's compilation cache.
+    named.__name__ = f"{op.name}_{zlib.crc32(repr((settings, params)).encode()):08x}"
+    return jax.make_jaxpr(jax.jit(named))(*avals)
 
 
 def _run(primitive: Primitive, *operands: jax.Array, **params: Any) -> Any:
@@ -122,7 +131,7 @@ def _run(primitive: Primitive, *operands: jax.Array, **params: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _jitted(primitive: Primitive, params: tuple) -> Callable[..., Any]:
+def _jitted(primitive: Primitive, params: _Items) -> Callable[..., Any]:
     return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
 
@@ -174,7 +183,8 @@ def _lower_cuda(
     if partitioned is not None and partition.applies(ctx):
         return reference()
     target = settings.target or lowering_target(ctx)
-    launch = target and op.plan(ctx.avals_in, ctx.avals_out, params, target, settings)
+    static = all(isinstance(size, int) for a in ctx.avals_in for size in a.shape)  # not so under shape polymorphism
+    launch = op.plan(ctx.avals_in, ctx.avals_out, params, target, settings) if target and static else None
     if not launch or not target:
         return reference()
     try:

@@ -6,12 +6,18 @@ so that a block of zeros has a scale too. The method is that of DeepSeek-V3 (arX
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
+from jax_deepgemm.partition import with_explicit_axes
 
 E4M3_MAX = 448.0
 _SMALLEST_AMAX = 1e-4
@@ -87,16 +93,25 @@ def _checked_block(block: tuple[int, int]) -> tuple[int, int]:
 
 
 def _cast(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> Quantized:
+    def specs(mesh_shape: Mapping[str, int], types: Sequence[Any]) -> list[PartitionSpec]:
+        """A scale is sharded as its blocks are, where none is cut."""
+        entries = types[0].sharding.spec
+        shards = [math.prod(mesh_shape[n] for n in ((e,) if isinstance(e, str) else e or ())) for e in entries]
+        whole = [size % (b * s) == 0 for size, b, s in zip(x.shape, block, shards, strict=True)]
+        return [entries, PartitionSpec(*(e if w else None for e, w in zip(entries, whole, strict=True)))]
+
+    return Quantized(*with_explicit_axes(lambda v: _scaled(v, block, use_ue8m0), [x], specs))
+
+
+def _scaled(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
-    scale = jnp.maximum(_amax(wide, block), _SMALLEST_AMAX) / E4M3_MAX
+    scale = stored = jnp.maximum(_amax(wide, block), _SMALLEST_AMAX) / E4M3_MAX
     if use_ue8m0:
         stored = _ceil_to_ue8m0(scale)
         scale = stored.astype(jnp.float32)
-    else:
-        stored = scale
-    scaled = wide / _spread(scale, block, x.shape)
-    # astype makes NaN of what is over 448, which rounding of the scale can cause.
-    return Quantized(jnp.clip(scaled, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn), stored)
+    # Rounding of the scale can carry a value over 448, of which astype would make NaN.
+    scaled = jnp.clip(wide / _spread(scale, block, x.shape), -E4M3_MAX, E4M3_MAX)
+    return [scaled.astype(jnp.float8_e4m3fn), stored]
 
 
 def _amax(x: jax.Array, block: tuple[int, int]) -> jax.Array:
