@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks import jit
 
         return jit.run(args.json, args.commit)
+    from benchmarks.capture import TimerError
     from benchmarks.suite import Options, run
     from benchmarks.suites import SUITES
 
@@ -53,7 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if warm.warm(args.suite, args.processes) else 0
     peers = [peer.name for peer in suite.peers if args.peers and peer.name not in args.skip_peer]
     options = Options(peers, args.reps, args.timer, args.case, args.json, args.commit, args.budget)
-    return 1 if run(suite, options) else 0
+    try:
+        return 1 if run(suite, options) else 0
+    except TimerError as error:
+        environment.warn(f"nothing was timed: {error}")
+        return 1
 
 
 if __name__ == "__main__":

@@ -85,4 +85,21 @@ def capture_torch(run: Callable[[], None]) -> list[Event]:
     return parse_torch(profile.events())
 
 
+def sees_torch(source: EventSource) -> bool:
+    """Whether `source` records PyTorch's kernels; where there is no PyTorch, there is nothing to miss."""
+    try:
+        import torch
+
+        operand = torch.ones(1 << 20, device="cuda")
+    except Exception:  # not installed, or without CUDA
+        return True
+
+    def run() -> None:
+        operand.add(1.0)
+        torch.cuda.synchronize()
+
+    source(run)
+    return bool(source(run))
+
+
 SOURCES: dict[str, EventSource] = {"jax": capture_jax, "torch": capture_torch}

@@ -139,7 +139,7 @@ def cublaslt(operands: Operands) -> Prepared:
 
 
 PEERS = (
-    Peer("deep_gemm", deep_gemm, kernel="gemm"),
+    Peer("deep_gemm", deep_gemm, kernel="fp8_gemm"),
     Peer("cublaslt", cublaslt, checked=False),
     Peer("xla", xla),
 )

@@ -22,7 +22,7 @@ class Suite:
     operands: Callable[[Any], Any]  # random, on the GPU
     flops: Callable[[Any], float]
     moved_bytes: Callable[[Any], float]  # the least that must move
-    error: Callable[[Any, Any, Any], str | None]  # (case, operands, result): what is wrong with the result
+    checker: Callable[[Any, Any], Callable[[Any], str | None]]  # (case, operands): tells what is wrong with a result
     ours: Callable[[Any], Prepared]
     peers: Sequence[Peer]
     peak_operands: Callable[[], Any]  # of the FP8 product whose rate is the peak
@@ -53,13 +53,17 @@ def select(cases: Sequence[Any], filters: Sequence[str]) -> list[Any]:
     ]
 
 
-def choose_timer(timer: str) -> tuple[capture.EventSource, Flush]:
-    """The event source asked for, or the first that sees a flush; a failed one leaves its reason on stderr."""
+def choose_timer(timer: str, peers: Sequence[str]) -> tuple[capture.EventSource, Flush]:
+    """The event source asked for, or the first that sees both sides; a failed one leaves its reason on stderr."""
     names = list(capture.SOURCES) if timer == "auto" else [timer]
     for name in names:
         try:
             source = capture.SOURCES[name]
-            return source, Flush(source)
+            flush = Flush(source)
+            if peers and not capture.sees_torch(source):
+                raise capture.TimerError("it does not record PyTorch's kernels")
+            warn(f"timer: {name}")
+            return source, flush
         except Exception as error:
             warn(f"timer {name}: {type(error).__name__}: {error}")
     raise capture.TimerError(f"no timer works: {', '.join(names)}")
@@ -68,19 +72,20 @@ def choose_timer(timer: str) -> tuple[capture.EventSource, Flush]:
 def prepare(suite: Suite, case: Any, options: Options) -> tuple[dict[str, Prepared], list[str]]:
     """What can be timed in this case, each checked and warmed up, and what was wrong with the rest."""
     operands = suite.operands(case)
+    error = suite.checker(case, operands)
     candidates = [Peer("ours", suite.ours)] + [peer for peer in suite.peers if peer.name in options.peers]
     ready: dict[str, Prepared] = {}
     faults: list[str] = []
     for candidate in candidates:
         try:
             prepared = candidate.prepare(operands)
-            fault = suite.error(case, operands, prepared.result()) if candidate.checked else None
+            fault = error(prepared.result()) if candidate.checked else None
             for _ in range(2):
                 prepared.call()
             if not fault:
                 ready[candidate.name] = prepared
-        except Exception as error:  # a peer that is not there, or not for this case, leaves its column empty
-            fault = f"{type(error).__name__}: {error}"
+        except Exception as reason:  # a peer that is not there, or not for this case, leaves its column empty
+            fault = f"{type(reason).__name__}: {reason}"
         if fault:
             faults.append(f"{candidate.name} {case.sizes}: {fault}")
     return ready, faults
@@ -110,7 +115,7 @@ def time_case(
 def run(suite: Suite, options: Options) -> int:
     """Times the suite, prints its table, writes its file. Returns how many cases have no result of ours."""
     deadline = time.monotonic() + options.budget
-    source, flush = choose_timer(options.timer)
+    source, flush = choose_timer(options.timer, options.peers)
     result = header(options.commit)
     result["copy_gbs"] = round(roofline.copy_gbs(source, flush), 1)
     try:
@@ -119,7 +124,7 @@ def run(suite: Suite, options: Options) -> int:
     except Exception as error:  # the table without a matrix peak is still worth having
         warn(f"peak: {type(error).__name__}: {error}")
     cases = select(suite.cases, options.case)
-    warn(f"{result['gpu']}, driver {result['driver']}, JAX {result['jax']}, timer {options.timer}, {len(cases)} cases")
+    warn(f"{result['gpu']}, driver {result['driver']}, JAX {result['jax']}, {len(cases)} cases")
     print(f"FP8 peak {result['peak_tflops']} TFLOP/s, copy {result['copy_gbs']} GB/s; ratio above 1x: we are faster")
     if cases:
         print(results.heading(list(cases[0].sizes), options.peers), flush=True)

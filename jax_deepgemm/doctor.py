@@ -163,9 +163,9 @@ def main_job(m: int, n: int, k: int) -> dict[str, Any]:
     operands = (a, a_scale, b, b_scale)
 
     rows = np.unique(np.linspace(0, m - 1, ORACLE_ROWS).astype(int))
-    d = np.asarray(ours(*operands)).astype(np.float64)[rows]
-    exact = _dequantised(a, a_scale, 1)[rows] @ _dequantised(b, b_scale, 128).T
-    unquantised = np.asarray(x).astype(np.float64)[rows] @ np.asarray(w).astype(np.float64).T
+    d = np.asarray(ours(*operands))[rows].astype(np.float64)
+    exact = _dequantised(a[rows], a_scale[rows], 1) @ _dequantised(b, b_scale, 128).T
+    unquantised = np.asarray(x)[rows].astype(np.float64) @ np.asarray(w).astype(np.float64).T
     us, xla_us = _wall_us(ours, operands), _wall_us(xla, operands)
     return {
         "m": m,
