@@ -23,11 +23,10 @@ Reduce = Callable[[Call, tuple[str, ...], Sequence[jax.Array]], Sequence[jax.Arr
 def partitioned(call: Call, factors: Factors, reduce: Reduce | None) -> Call:
     """`call`, shared between the devices that the enclosing jit runs on.
 
-    `reduce(call, axes, operands)` computes the results where a summed factor is sharded over the mesh `axes`. Without
-    it, summed factors are gathered.
+    `reduce(call, axes, operands)` computes the results where a summed factor is sharded over the mesh `axes`.
     """
     if reduce is None and factors.summed:
-        raise ValueError(f"factors {factors.summed} are summed, but there is no way to reduce them")
+        raise ValueError(f"factors {factors.summed} are summed, but there is no `reduce`: make them whole")
 
     def function(*operands: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(call(*operands))
@@ -53,13 +52,14 @@ def partitioned(call: Call, factors: Factors, reduce: Reduce | None) -> Call:
         ]
         return mesh, local, wanted[1], wanted[0]
 
+    sizes: dict[str, Any] = dict(factors.sizes)
     shared = custom_partitioning(function)
     shared.def_partition(
         partition,
         sharding_rule=factors.rule,
         reduction_factors=factors.summed,
         need_replication_factors=factors.whole,
-        **dict(factors.sizes),
+        **sizes,
     )
     return shared
 
@@ -96,4 +96,5 @@ def with_explicit_axes(
         return call(*operands)
     results = [NamedSharding(mesh, s) for s in specs(mesh.shape, types)]
     explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
-    return jax.sharding.auto_axes(call, axes=explicit, out_sharding=results)(*operands)
+    auto: Any = jax.sharding.auto_axes(call, axes=explicit, out_sharding=results)
+    return auto(*operands)

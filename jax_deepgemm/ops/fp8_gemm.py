@@ -12,9 +12,10 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import plan
-from jax_deepgemm.primitive import Avals, Layouts, Op, Params, make
+from jax_deepgemm.primitive import make
 
 RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
@@ -93,9 +94,9 @@ def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype) -> list[jax.ShapeDtype
 def _reference(
     a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array, *c: jax.Array, out_dtype: jnp.dtype
 ) -> list[jax.Array]:
-    wide = [dequantise(Quantized(a, a_scale), RECIPE[0]), dequantise(Quantized(b, b_scale), RECIPE[1])]
     product = jax.lax.dot_general(
-        *wide,
+        dequantise(Quantized(a, a_scale), RECIPE[0]),
+        dequantise(Quantized(b, b_scale), RECIPE[1]),
         (((1,), (1,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,

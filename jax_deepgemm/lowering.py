@@ -1,0 +1,65 @@
+"""Lowering of an operation: to one launch of a kernel on a GPU that has one, else to its reference in plain JAX."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters import mlir
+
+from jax_deepgemm import _native, compile, partition
+from jax_deepgemm.config import Config
+from jax_deepgemm.op import Op
+from jax_deepgemm.target import lowering_target
+from jax_deepgemm.warn import warn_once
+
+
+def lower_reference(
+    op: Op,
+    ctx: mlir.LoweringRuleContext,
+    *operands: Any,
+    settings: Config,
+    partitioned: ClosedJaxpr | None,
+    **params: Any,
+) -> Any:
+    del settings
+    run = functools.partial(op.reference, **params)
+    if partitioned is not None and partition.applies(ctx):
+        run = jaxpr_as_fun(partitioned)
+    return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+
+
+def lower_cuda(
+    op: Op,
+    ctx: mlir.LoweringRuleContext,
+    *operands: Any,
+    settings: Config,
+    partitioned: ClosedJaxpr | None,
+    **params: Any,
+) -> Any:
+    reference = functools.partial(
+        lower_reference, op, ctx, *operands, settings=settings, partitioned=partitioned, **params
+    )
+    if partitioned is not None and partition.applies(ctx):
+        return reference()
+    target = settings.target or lowering_target(ctx)
+    avals: Any = ctx.avals_in
+    static = all(isinstance(size, int) for a in avals for size in a.shape)  # not so under shape polymorphism
+    launch = op.plan(avals, ctx.avals_out, params, target, settings) if target and static else None
+    if not launch or not target:
+        return reference()
+    try:
+        binary = compile.compile_kernel(launch.kernel, target.arch)
+    except compile.NvrtcUnavailable as error:
+        warn_once(f"jax_deepgemm runs its operations by reference, slowly: {error}")
+        return reference()
+    _native.ensure_registered()
+    lower = jax.ffi.ffi_lowering(
+        _native.TARGET,
+        operand_layouts=op.operand_layouts and op.operand_layouts(avals, params),
+        result_layouts=op.result_layouts and op.result_layouts(avals, params),
+        operand_output_aliases=dict(op.aliases(avals, params)) if op.aliases else None,
+    )
+    return lower(ctx, *operands, **launch.attributes(binary))

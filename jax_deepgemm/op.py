@@ -1,0 +1,48 @@
+"""What an operation is, to the factory of primitives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+
+from jax_deepgemm.config import Config
+from jax_deepgemm.factors import Factors
+from jax_deepgemm.launch import Launch
+from jax_deepgemm.target import Target
+
+Avals = Sequence[jax.ShapeDtypeStruct | ShapedArray]
+Params = Mapping[str, Any]
+Layouts = Sequence[tuple[int, ...] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """What an operation is. `params` are static and hashable; the functions of them are pure.
+
+    name: as in the public API.
+    abstract_eval: `(avals, **params)` -> shapes and dtypes of the results.
+    reference: `(*arrays, **params)` -> results, in plain JAX, on any platform.
+    plan: `(avals, out_avals, params, target, config)` -> the launch, or None where no kernel fits the problem.
+    operand_layouts, result_layouts: `(avals, params)` -> for each, minor-to-major order or None for row-major; `avals`
+        are the operands' in both. Asked of XLA where the kernel runs.
+    aliases: `(avals, params)` -> {operand: result} that share a buffer.
+    factors: `(avals, params)` -> how dimensions belong together, for sharding and batching. None: not described.
+    reduce: `(call, axes, operands, params)` -> results, where a summed factor is sharded over the mesh `axes`;
+        `call(*operands, **params)` is the operation on this device's shards.
+    gradient: what to say to those who differentiate it.
+    """
+
+    name: str
+    abstract_eval: Callable[..., Sequence[jax.ShapeDtypeStruct]]
+    reference: Callable[..., Sequence[jax.Array]]
+    plan: Callable[[Avals, Avals, Params, Target, Config], Launch | None]
+    operand_layouts: Callable[[Avals, Params], Layouts] | None = None
+    result_layouts: Callable[[Avals, Params], Layouts] | None = None
+    aliases: Callable[[Avals, Params], Mapping[int, int]] | None = None
+    factors: Callable[[Avals, Params], Factors] | None = None
+    reduce: Callable[..., Sequence[jax.Array]] | None = None
+    gradient: str = "it has no derivative rule"
