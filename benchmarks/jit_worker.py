@@ -113,4 +113,7 @@ def host_times() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"compile": compile_times, "chain": host_times}[sys.argv[1]]()), flush=True)
+    try:
+        print(json.dumps({"compile": compile_times, "chain": host_times}[sys.argv[1]]()), flush=True)
+    except Exception as error:
+        sys.exit(f"jit {sys.argv[1]}: {type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import capture, dense, environment, jit, render, results, roofline, suite, timing
 from benchmarks.capture import Event, TimerError
-from benchmarks.peers import Peer, Prepared
+from benchmarks.peers import Operands, Peer, Prepared
 from tests.cases import DENSE, Gemm
 
 XSPACE = """
@@ -220,6 +220,24 @@ def test_limit():
     assert roofline.limit_us(2e12, 1e6, 1000.0, 3000.0) == pytest.approx(2000.0)  # FLOPs
     assert roofline.limit_us(1.0, 3e9, 1000.0, 3000.0) == pytest.approx(1000.0)  # bytes
     assert roofline.limit_us(2e12, 3e9, None, 3000.0) == pytest.approx(1000.0)  # no peak known
+
+
+def test_peaks(monkeypatch):
+    card = Card()
+    us = iter([1000.0, 500.0] * 11)  # two kinds of copy: the better one counts
+    launches = [Prepared(lambda: card.launch("copy", next(us)), lambda: np.ones(1)) for _ in range(2)]
+    monkeypatch.setattr(roofline, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(roofline.peers, "jax_call", lambda *_: launches.pop())
+    assert roofline.copy_gbs(card.source, card.flush()) == pytest.approx(2 * (1 << 20) / 500e-6 / 1e9)
+
+    def absent(operands):
+        raise ImportError("no torch")
+
+    monkeypatch.setattr(roofline.peers, "cublaslt", absent)
+    monkeypatch.setattr(roofline.peers, "ours", lambda _: Prepared(lambda: card.launch("g", 10.0), lambda: np.ones(1)))
+    operands = Operands(np.ones((128, 256)), None, np.ones((64, 256)), None)
+    tflops = roofline.fp8_tflops(operands, card.source, card.flush())
+    assert tflops == pytest.approx(2 * 128 * 64 * 256 / 10e-6 / 1e12)
 
 
 @pytest.fixture(scope="module")
