@@ -6,6 +6,23 @@
 #include "error.h"
 
 namespace jax_deepgemm {
+namespace {
+
+void AllowSharedMemory(const cuda::Driver& driver, cuda::Kernel kernel, cuda::Device device, uint32_t bytes) {
+  int used = 0;
+  int limit = 0;
+  driver.Check(driver.KernelGetAttribute(&used, cuda::kSharedSizeBytes, kernel, device), "reading its shared memory");
+  driver.Check(driver.DeviceGetAttribute(&limit, cuda::kMaxSharedMemoryPerBlockOptin, device),
+               "reading the device's shared memory");
+  if (static_cast<int64_t>(bytes) + used > limit) {
+    Invalid("wants ", bytes, " bytes of dynamic shared memory beside ", used, " static, but a block on device ", device,
+            " has ", limit);
+  }
+  driver.Check(driver.KernelSetAttribute(cuda::kMaxDynamicSharedSizeBytes, static_cast<int>(bytes), kernel, device),
+               Concat("allowing ", bytes, " bytes of dynamic shared memory"));
+}
+
+}  // namespace
 
 Cubin* Cubin::Intern(std::string bytes) {
   static auto* mutex = new std::mutex;
@@ -16,8 +33,7 @@ Cubin* Cubin::Intern(std::string bytes) {
   return cubin.get();
 }
 
-cuda::Kernel Cubin::GetKernel(const cuda::Driver& driver, const std::string& symbol) {
-  std::lock_guard<std::mutex> lock(mutex_);
+void Cubin::LoadFunction(const cuda::Driver& driver, const std::string& symbol, LoadedKernel& loaded) {
   if (library_ == nullptr) {
     int options[] = {cuda::kLibraryBinaryIsPreserved};
     void* values[] = {reinterpret_cast<void*>(uintptr_t{1})};
@@ -26,33 +42,35 @@ cuda::Kernel Cubin::GetKernel(const cuda::Driver& driver, const std::string& sym
                  Concat("loading its cubin of ", bytes_.size(), " bytes"));
     library_ = library;
   }
-  cuda::Kernel kernel = nullptr;
-  driver.Check(driver.LibraryGetKernel(&kernel, library_, symbol.c_str()), Concat("finding symbol ", symbol));
-  return kernel;
+  driver.Check(driver.LibraryGetKernel(&loaded.kernel, library_, symbol.c_str()), Concat("finding symbol ", symbol));
+  cuda::Function function = nullptr;
+  driver.Check(driver.KernelGetFunction(&function, loaded.kernel), "cuKernelGetFunction");
+  driver.Check(driver.FuncLoad(function), "cuFuncLoad");
+  loaded.function = function;
 }
 
-void Cubin::AllowResources(const cuda::Driver& driver, cuda::Kernel kernel, cuda::Device device, uint32_t bytes,
-                           bool large_cluster) {
+LoadedKernel Cubin::Load(const cuda::Driver& driver, const std::string& symbol, cuda::Device device,
+                         uint32_t shared_memory, bool large_cluster, bool may_load) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (large_cluster) {
-    driver.Check(driver.KernelSetAttribute(cuda::kNonPortableClusterSizeAllowed, 1, kernel, device),
+  LoadedKernel& loaded = kernels_[{symbol, device}];
+  const bool ready = loaded.function != nullptr && loaded.shared_memory >= shared_memory &&
+                     (loaded.large_cluster || !large_cluster);
+  if (ready) return loaded;
+  if (!may_load) {
+    Fail(xla::ffi::ErrorCode::kFailedPrecondition, "not loaded on device ", device,
+         " (XLA ran no prepare stage), and it cannot be loaded while a graph is being captured");
+  }
+  if (loaded.function == nullptr) LoadFunction(driver, symbol, loaded);
+  if (loaded.shared_memory < shared_memory) {
+    AllowSharedMemory(driver, loaded.kernel, device, shared_memory);
+    loaded.shared_memory = shared_memory;
+  }
+  if (large_cluster && !loaded.large_cluster) {
+    driver.Check(driver.KernelSetAttribute(cuda::kNonPortableClusterSizeAllowed, 1, loaded.kernel, device),
                  "allowing clusters of more than 8 blocks");
+    loaded.large_cluster = true;
   }
-  uint32_t& allowed = shared_memory_[{kernel, device}];
-  if (bytes <= allowed) return;
-  int used = 0;
-  int limit = 0;
-  driver.Check(driver.KernelGetAttribute(&used, cuda::kSharedSizeBytes, kernel, device), "reading its shared memory");
-  driver.Check(driver.DeviceGetAttribute(&limit, cuda::kMaxSharedMemoryPerBlockOptin, device),
-               "reading the device's shared memory");
-  if (static_cast<int64_t>(bytes) + used > limit) {
-    Invalid("wants ", bytes, " bytes of dynamic shared memory beside ", used, " static, but a block on device ", device,
-            " has ", limit);
-  }
-  driver.Check(
-      driver.KernelSetAttribute(cuda::kMaxDynamicSharedSizeBytes, static_cast<int>(bytes), kernel, device),
-      Concat("allowing ", bytes, " bytes of dynamic shared memory"));
-  allowed = bytes;
+  return loaded;
 }
 
 }  // namespace jax_deepgemm

@@ -1,6 +1,7 @@
 // Loaded cubins, shared by all call sites of the process.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <string>
@@ -10,6 +11,14 @@
 
 namespace jax_deepgemm {
 
+struct LoadedKernel {
+  cuda::Kernel kernel = nullptr;
+  cuda::Function function = nullptr;  // in the primary context of one device
+  // What it is allowed so far. Call sites may want different amounts; the driver keeps one limit a kernel and device.
+  uint32_t shared_memory = 0;
+  bool large_cluster = false;
+};
+
 // One cubin. Never unloaded: a graph that holds its kernels may outlive every call site, and the number of cubins is
 // bounded by the number of kernel configurations that a process uses.
 class Cubin {
@@ -17,21 +26,20 @@ class Cubin {
   // The one object for these bytes. Needs no driver.
   static Cubin* Intern(std::string bytes);
 
-  // The kernel named `symbol`, loading the library first. Thread-safe; throws LaunchError.
-  cuda::Kernel GetKernel(const cuda::Driver& driver, const std::string& symbol);
-
-  // Allows `kernel` at least `bytes` of dynamic shared memory and, if asked, clusters of more than 8 blocks.
-  void AllowResources(const cuda::Driver& driver, cuda::Kernel kernel, cuda::Device device, uint32_t bytes,
-                      bool large_cluster);
+  // The kernel named `symbol`, loaded on `device`, allowed `shared_memory` bytes of dynamic shared memory and, if
+  // asked, clusters of more than 8 blocks. The device's primary context must be current. Thread-safe. Throws
+  // LaunchError, also when something is left to load and `may_load` is false.
+  LoadedKernel Load(const cuda::Driver& driver, const std::string& symbol, cuda::Device device, uint32_t shared_memory,
+                    bool large_cluster, bool may_load);
 
  private:
   explicit Cubin(std::string bytes) : bytes_(std::move(bytes)) {}
+  void LoadFunction(const cuda::Driver& driver, const std::string& symbol, LoadedKernel& loaded);
 
   const std::string bytes_;
   std::mutex mutex_;
   cuda::Library library_ = nullptr;
-  // Call sites may want different amounts; the driver keeps one limit a kernel and device.
-  std::map<std::pair<cuda::Kernel, cuda::Device>, uint32_t> shared_memory_;
+  std::map<std::pair<std::string, cuda::Device>, LoadedKernel> kernels_;
 };
 
 }  // namespace jax_deepgemm

@@ -23,10 +23,8 @@
 namespace jax_deepgemm {
 namespace {
 
-using xla::ffi::Context;
 using xla::ffi::Dictionary;
 using xla::ffi::Error;
-using xla::ffi::ErrorCode;
 using xla::ffi::ErrorOr;
 using xla::ffi::RemainingArgs;
 using xla::ffi::RemainingRets;
@@ -60,7 +58,9 @@ class LaunchState {
     return published_[ordinal].load(std::memory_order_acquire);
   }
 
-  const PreparedLaunch* Prepare(int32_t ordinal, const RemainingArgs& operands, const RemainingRets& results);
+  // With `may_load` false, fails if the kernel has not been loaded on this device by another call site.
+  const PreparedLaunch* Prepare(int32_t ordinal, const RemainingArgs& operands, const RemainingRets& results,
+                                bool may_load);
 
   const LaunchDescription launch;
 
@@ -116,7 +116,7 @@ void LaunchState::CheckParameters(const cuda::Driver& driver, cuda::Kernel kerne
 }
 
 const PreparedLaunch* LaunchState::Prepare(int32_t ordinal, const RemainingArgs& operands,
-                                           const RemainingRets& results) {
+                                           const RemainingRets& results, bool may_load) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (const PreparedLaunch* found = Find(ordinal)) return found;
 
@@ -127,11 +127,10 @@ const PreparedLaunch* LaunchState::Prepare(int32_t ordinal, const RemainingArgs&
   prepared->context = cuda::PrimaryContext(device);
   cuda::ScopedContext current(driver, prepared->context);
 
-  const cuda::Kernel kernel = cubin_->GetKernel(driver, launch.symbol);
-  CheckParameters(driver, kernel);
-  cubin_->AllowResources(driver, kernel, device, launch.shared_memory, launch.cluster_size() > 8);
-  driver.Check(driver.KernelGetFunction(&prepared->function, kernel), Concat("loading it on device ", ordinal));
-  driver.Check(driver.FuncLoad(prepared->function), Concat("loading it on device ", ordinal));
+  const LoadedKernel loaded = cubin_->Load(driver, launch.symbol, device, launch.shared_memory,
+                                           /*large_cluster=*/launch.cluster_size() > 8, may_load);
+  CheckParameters(driver, loaded.kernel);
+  prepared->function = loaded.function;
 
   prepared->parameters.resize((launch.parameter_bytes + sizeof(ParameterChunk) - 1) / sizeof(ParameterChunk));
   auto* block = reinterpret_cast<std::byte*>(prepared->parameters.data());
@@ -216,7 +215,7 @@ ErrorOr<std::unique_ptr<LaunchState>> Instantiate(Dictionary attributes, Remaini
 
 Error Prepare(LaunchState* state, int32_t ordinal, RemainingArgs operands, RemainingRets results) noexcept {
   return Guarded(state->launch.kernel, [&] {
-    if (state->Find(ordinal) == nullptr) state->Prepare(ordinal, operands, results);
+    if (state->Find(ordinal) == nullptr) state->Prepare(ordinal, operands, results, /*may_load=*/true);
   });
 }
 
@@ -228,11 +227,7 @@ Error Execute(LaunchState* state, cuda::Stream stream, int32_t ordinal, Remainin
     if (prepared == nullptr) {
       int status = cuda::kCaptureStatusNone;
       driver.Check(driver.StreamIsCapturing(stream, &status), "cuStreamIsCapturing");
-      if (status != cuda::kCaptureStatusNone) {
-        Fail(ErrorCode::kFailedPrecondition, "not loaded on device ", ordinal,
-             " (XLA ran no prepare stage), and it cannot be loaded while a graph is being captured");
-      }
-      prepared = state->Prepare(ordinal, operands, results);
+      prepared = state->Prepare(ordinal, operands, results, /*may_load=*/status == cuda::kCaptureStatusNone);
     }
     StackParameters parameters;
     FillIn(driver, state->launch, *prepared, operands, results, parameters);

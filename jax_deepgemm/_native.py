@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import pathlib
 import re
+import sys
 import threading
 from types import ModuleType
 
 import jax
 
 TARGET = "jax_deepgemm.launch"
+_EXTENSION = "jax_deepgemm._ffi"
 
 _lock = threading.Lock()
 _registered = False
@@ -24,13 +28,39 @@ def load() -> ModuleType:
       ImportError: it is not built, or it is built for a newer jaxlib than the one that runs.
     """
     try:
-        extension = importlib.import_module("jax_deepgemm._ffi")
+        extension = _import_extension()
     except ImportError as error:
         raise ImportError(
             f"the extension of jax_deepgemm cannot be loaded ({error}); install the package with `pip install .`"
         ) from error
     _check_version(tuple(extension.FFI_API_VERSION), running_api_version())
     return extension
+
+
+def _import_extension() -> ModuleType:
+    try:
+        return importlib.import_module(_EXTENSION)
+    except ModuleNotFoundError:
+        # Python started in a checkout finds the sources first; the extension is then the installed package's.
+        path = _installed_extension()
+        if path is None:
+            raise
+        spec = importlib.util.spec_from_file_location(_EXTENSION, path)
+        assert spec is not None and spec.loader is not None
+        extension = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(extension)
+        sys.modules[_EXTENSION] = extension
+        return extension
+
+
+def _installed_extension() -> pathlib.Path | None:
+    try:
+        files = importlib.metadata.files("jax-deepgemm") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    found = [file for file in files if file.name.startswith("_ffi.") and file.name.endswith(suffixes)]
+    return pathlib.Path(str(found[0].locate())) if found else None
 
 
 def running_api_version() -> tuple[int, int] | None:
@@ -48,9 +78,10 @@ def _check_version(built: tuple[int, ...], running: tuple[int, int] | None) -> N
     # XLA takes handlers of its own or an older minor version. It must not be offered others: one refused while the
     # backends start takes the whole CUDA backend down.
     if running is not None and (built[0] != running[0] or built[1] > running[1]):
+        jaxlib = importlib.metadata.version("jaxlib")
         raise ImportError(
             f"the extension of jax_deepgemm is built for version {built[0]}.{built[1]} of the XLA FFI, but jaxlib "
-            f"{importlib.metadata.version('jaxlib')} has {running[0]}.{running[1]}; upgrade jaxlib, or reinstall jax_deepgemm beside it"
+            f"{jaxlib} has {running[0]}.{running[1]}; upgrade jaxlib, or reinstall jax_deepgemm beside it"
         )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import threading
 import types
 from collections.abc import Sequence
@@ -84,6 +88,20 @@ def test_extension_loads() -> None:
     built, running = extension.FFI_API_VERSION, _native.running_api_version()
     assert running is not None and built <= running
     assert set(extension.launch_handlers()) == {"instantiate", "prepare", "execute"}
+
+
+def test_a_checkout_finds_the_installed_extension(tmp_path: pathlib.Path) -> None:
+    package = pathlib.Path(_native.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    metadata = tmp_path / "jax_deepgemm-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: jax-deepgemm\nVersion: 0\n")
+    (metadata / "RECORD").write_text(f"{_native.load().__file__},,\n")
+    code = "from jax_deepgemm import _native; print(_native.__file__, _native.load().__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True
+    )
+    assert found.stdout.split() == [str(tmp_path / package.name / "_native.py"), _native.load().__file__], found.stderr
 
 
 def test_driver_version_is_a_number_or_a_reason() -> None:
