@@ -48,11 +48,7 @@ def fresh() -> None:
 def devices(name: str, topology: str = "1x1x1") -> list[Any]:
     pytest.importorskip("jax_cuda13_plugin", reason="needs JAX's CUDA plugin")
     text = (TARGETS / f"{name}.txtpb").read_text()
-    try:
-        found = topologies.get_topology_desc(platform="cuda", target_config=text, topology=topology)
-    except RuntimeError as e:
-        pytest.skip(f"this JAX offers no GPU topology: {e}")
-    return list(found.devices)
+    return list(topologies.get_topology_desc(platform="cuda", target_config=text, topology=topology).devices)
 
 
 def test_from_topology_device() -> None:
@@ -125,8 +121,9 @@ def _export() -> None:
     jax.export.export(jax.jit(probe), platforms=("cpu", "cuda"))(X)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU is there to ask")
 def test_export_from_the_cpu() -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("a GPU is there to ask")
     with pytest.warns(RuntimeWarning, match=r"no CUDA device to ask.*set_target"):
         _export()
     assert _found == [None]
