@@ -6,6 +6,7 @@ so that a block of zeros has a scale too. The method is that of DeepSeek-V3 (arX
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,9 +79,10 @@ def cast_back_from_fp8(
         # Where two fit, they mean the same.
         shape = getattr(scale, "shape", None)
         block = next((b for b in _KNOWN_BLOCKS if checks.scale_shape(data.shape, b) == shape), _KNOWN_BLOCKS[0])
-    return dequantise(checks.quantized("x", (data, scale), "M, K", block), block).astype(dtype)
+    return dequantise(checks.quantized("x", (data, scale), "M, K", block), block=block).astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnames="block")
 def dequantise(x: Quantized, block: tuple[int, int]) -> jax.Array:
     """float32 values of an operand that has been checked."""
     return x.data.astype(jnp.float32) * _spread(x.scale.astype(jnp.float32), block, x.data.shape)
@@ -100,9 +102,10 @@ def _cast(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> Quantized:
         whole = [size % (b * s) == 0 for size, b, s in zip(x.shape, block, shards, strict=True)]
         return [entries, PartitionSpec(*(e if w else None for e, w in zip(entries, whole, strict=True)))]
 
-    return Quantized(*with_explicit_axes(lambda v: _scaled(v, block, use_ue8m0), [x], specs))
+    return Quantized(*with_explicit_axes(lambda v: _scaled(v, block=block, use_ue8m0=use_ue8m0), [x], specs))
 
 
+@functools.partial(jax.jit, static_argnames=("block", "use_ue8m0"))
 def _scaled(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
     scale = stored = jnp.maximum(_amax(wide, block), _SMALLEST_AMAX) / E4M3_MAX
@@ -117,8 +120,10 @@ def _scaled(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> list[jax.A
 def _amax(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     rows, columns = checks.scale_shape(x.shape, block)
     padding = [(0, n * b - s) for n, b, s in zip((rows, columns), block, x.shape, strict=True)]
-    blocks = jnp.pad(jnp.abs(x), padding).reshape(rows, block[0], columns, block[1])
-    return jnp.max(blocks, axis=(1, 3))
+    # As integers, magnitudes order the same, with NaN on top: XLA's maximum of floats loses NaN on some CPUs.
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+    blocks = jnp.pad(bits, padding).reshape(rows, block[0], columns, block[1])
+    return jax.lax.bitcast_convert_type(jnp.max(blocks, axis=(1, 3)), jnp.float32)
 
 
 def _ceil_to_ue8m0(scale: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ def fp8_gemm_nt(
     m, k = a.data.shape
     n = b.data.shape[0]
     if b.data.shape[1] != k:
-        checks.fail(ValueError, "b", f"of shape (N, {k}), with the K of `a`", b.data)
+        checks.fail(ValueError, "b", f"of shape (N, {k}) with the K of `a`", b.data)
     if k % 16:
         checks.fail(ValueError, "a", "of shape (M, K) with K a multiple of 16", a.data)
     if n * dtype.itemsize % 16:
@@ -95,8 +95,8 @@ def _reference(
     a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array, *c: jax.Array, out_dtype: jnp.dtype
 ) -> list[jax.Array]:
     product = jax.lax.dot_general(
-        dequantise(Quantized(a, a_scale), RECIPE[0]),
-        dequantise(Quantized(b, b_scale), RECIPE[1]),
+        dequantise(Quantized(a, a_scale), block=RECIPE[0]),
+        dequantise(Quantized(b, b_scale), block=RECIPE[1]),
         (((1,), (1,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,

@@ -1,0 +1,51 @@
+"""What the tests of several operations share: operands, the float64 oracle and the bounds of errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_deepgemm import Quantized, per_block_cast_to_fp8, per_token_cast_to_fp8
+
+# Relative error in the Frobenius norm, by output dtype.
+BOUNDS = {jnp.dtype(jnp.bfloat16): 2e-3, jnp.dtype(jnp.float32): 5e-4}
+
+
+def operands(m: int, n: int, k: int, *, use_ue8m0: bool = False, seed: int = 0) -> tuple[Quantized, Quantized]:
+    """Normal values whose magnitude differs from block to block, so that a misplaced scale shows."""
+    a, b = (_matrix(s, rows, k) for s, rows in ((2 * seed, m), (2 * seed + 1, n)))
+    return per_token_cast_to_fp8(a, use_ue8m0=use_ue8m0), per_block_cast_to_fp8(b, use_ue8m0=use_ue8m0)
+
+
+def _matrix(seed: int, rows: int, columns: int) -> jax.Array:
+    random = np.random.default_rng(seed)
+    blocks = 2.0 ** random.integers(-2, 3, (-(-rows // 128), -(-columns // 128)))
+    spread = blocks.repeat(128, 0).repeat(128, 1)[:rows, :columns]
+    return jnp.asarray(random.standard_normal((rows, columns)) * spread, jnp.bfloat16)
+
+
+def dequantised(x: Any, block: tuple[int, int]) -> np.ndarray:
+    """float64, by NumPy alone."""
+    data, scale = (np.asarray(v).astype(np.float64) for v in x)
+    spread = scale.repeat(block[0], 0).repeat(block[1], 1)
+    return data * spread[: data.shape[0], : data.shape[1]]
+
+
+def oracle(a: Any, b: Any, c: Any = None) -> np.ndarray:
+    """float64 `A @ B.T (+ C)` of block-scaled operands."""
+    product = dequantised(a, (1, 128)) @ dequantised(b, (128, 128)).T
+    return product if c is None else product + np.asarray(c).astype(np.float64)
+
+
+def relative_error(got: Any, wanted: np.ndarray) -> float:
+    got = np.asarray(got).astype(np.float64)
+    assert got.shape == wanted.shape
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+def assert_close(got: jax.Array, wanted: np.ndarray) -> None:
+    error, bound = relative_error(got, wanted), BOUNDS[got.dtype]
+    assert error < bound, f"relative error {error:.3g} is not under {bound}"

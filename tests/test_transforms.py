@@ -1,0 +1,309 @@
+"""fp8_gemm_nt under vmap, shard_map, jit over eight devices, and export."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_token_cast_to_fp8
+from tests.helpers import assert_close, operands, oracle
+
+A, B = operands(64, 1024, 1024)
+C = jax.random.normal(jax.random.key(2), (64, 1024)).astype(jnp.bfloat16)
+WANTED = oracle(A, B)
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def primitives(function, *args):
+    """Shapes of the results of our primitive, and whether it stands in a loop."""
+    text = str(jax.make_jaxpr(function)(*args))
+    calls = re.findall(r"(\w+\[[\d,]*\]) = jax_deepgemm_fp8_gemm_nt", text)
+    return calls[0], "scan[" in text
+
+
+@pytest.mark.parametrize(
+    "axes, n, call",
+    [
+        ((0, None, None), 256, "bf16[120,256]"),  # folds into M
+        ((None, 0, None), 256, "bf16[40,768]"),  # folds into N
+        ((0, None, 0), 256, "bf16[120,256]"),
+        ((None, 0, 0), 256, "bf16[40,768]"),
+        ((None, None, 0), 256, "bf16[120,256]"),
+        ((0, 0, None), 256, "loop"),
+        ((0, 0, 0), 256, "loop"),
+        ((None, 0, None), 136, "loop"),  # scale blocks would straddle two of the batch
+        ((0, None, None), 136, "bf16[120,136]"),
+    ],
+)
+def test_vmap(axes, n, call):
+    batch = 3
+    pairs = [operands(40, n, 272, seed=s) for s in range(batch)]
+    cs = [jax.random.normal(jax.random.key(s), (40, n)).astype(jnp.bfloat16) for s in range(batch)]
+    args = [stack([v[i] for v in pairs]) if axis == 0 else pairs[0][i] for i, axis in enumerate(axes[:2])] + [
+        jnp.stack(cs) if axes[2] == 0 else cs[0]
+    ]
+
+    function = jax.vmap(lambda a, b, c: fp8_gemm_nt(a, b, c=c), axes)
+    d = function(*args)
+    for i in range(batch):
+        a, b = (pairs[i if axis == 0 else 0][j] for j, axis in enumerate(axes[:2]))
+        assert_close(d[i], oracle(a, b, cs[i if axes[2] == 0 else 0]))
+    shape, loops = primitives(function, *args)
+    assert loops if call == "loop" else (shape, loops) == (call, False)
+
+
+def test_vmap_of_data_alone_and_of_inner_axes():
+    a, b = operands(40, 256, 272)
+    data = jnp.stack([a.data, a.data[::-1]], axis=2)
+    d = jax.vmap(lambda x: fp8_gemm_nt((x, a.scale), b), in_axes=2, out_axes=1)(data)
+    assert_close(d[:, 1], oracle((a.data[::-1], a.scale), b))
+
+
+def test_nested_vmap():
+    pairs = [[operands(16, 128, 256, seed=2 * i + j) for j in range(2)] for i in range(2)]
+    a, b = stack([p[0][0] for p in pairs]), stack([p[1] for p in pairs[0]])
+    d = jax.vmap(jax.vmap(fp8_gemm_nt, (None, 0)), (0, None))(a, b)
+    assert d.shape == (2, 2, 16, 128)
+    assert_close(d[1, 0], oracle(pairs[1][0][0], pairs[0][0][1]))
+
+
+def test_vmap_over_nothing():
+    a, b = (jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), v) for v in operands(16, 128, 256))
+    assert jax.vmap(fp8_gemm_nt)(a, b).shape == (0, 16, 128)
+    assert jax.vmap(fp8_gemm_nt, (0, None))(a, operands(16, 128, 256)[1]).shape == (0, 16, 128)
+
+
+# --- jit over several devices --------------------------------------------------------------------------------------
+
+
+def mesh_of(kind: AxisType, *sizes: int):
+    return jax.make_mesh(sizes, ("x", "y")[: len(sizes)], axis_types=(kind,) * len(sizes))
+
+
+def put(tree, mesh, *specs):
+    """The leaves of `tree`, sharded. One spec serves all of them."""
+    leaves, structure = jax.tree.flatten(tree)
+    specs = specs * len(leaves) if len(specs) == 1 else specs
+    return structure.unflatten(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(leaves, specs, strict=True))
+
+
+def collectives(function, *args) -> set[str]:
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return set(re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text))
+
+
+GATHER, SUM = {"all-gather"}, {"all-reduce"}
+BOTH = [AxisType.Auto, AxisType.Explicit]
+
+# name: (m, n, k), mesh, sharding of A and B (data, scale), collectives, sharding of the result
+SHARDED = {
+    "m": ((64, 256, 256), (8,), (P("x"),), (P(),), set(), P("x", None)),
+    "n": ((64, 1024, 256), (8,), (P(),), (P("x"),), set(), P(None, "x")),
+    "n, scales whole": ((64, 1024, 256), (8,), (P(),), (P("x"), P()), set(), P(None, "x")),
+    "m and n": ((64, 256, 256), (4, 2), (P("x"),), (P("y"),), set(), P("x", "y")),
+    "m over both": ((64, 256, 256), (4, 2), (P(("x", "y")),), (P(),), set(), P(("x", "y"), None)),
+    "k": ((64, 256, 1024), (8,), (P(None, "x"),), (P(None, "x"),), SUM, P(None, None)),
+    "k, scales whole": ((64, 256, 1024), (8,), (P(None, "x"), P()), (P(None, "x"), P()), SUM, P(None, None)),
+    "k of a": ((64, 256, 1024), (8,), (P(None, "x"),), (P(),), SUM, P(None, None)),
+    "m and k": ((64, 256, 256), (4, 2), (P("x", "y"),), (P(None, "y"),), SUM, P("x", None)),
+    "weights sharded over k by the axis of m": (
+        (64, 256, 1024),
+        (8,),
+        (P("x"),),
+        (P(None, "x"),),
+        GATHER,
+        P("x", None),
+    ),
+    "n off block borders": ((64, 256, 256), (8,), (P(),), (P("x"), P()), GATHER, None),
+    "k off block borders": ((64, 256, 512), (8,), (P(None, "x"), P()), (P(None, "x"), P()), GATHER, None),
+    "n no multiple of 128": ((64, 192, 256), (8,), (P(),), (P("x"), P()), GATHER, None),
+    "k no multiple of 128": ((64, 256, 1040), (8,), (P(None, "x"), P()), (P(None, "x"), P()), GATHER, None),
+}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_jit(name, kind):
+    sizes, shape, of_a, of_b, wanted, result = SHARDED[name]
+    a, b = operands(*sizes)
+    mesh = mesh_of(kind, *shape)
+    sharded = put(a, mesh, *of_a), put(b, mesh, *of_b)
+    assert collectives(fp8_gemm_nt, *sharded) == wanted
+    d = jax.jit(fp8_gemm_nt)(*sharded)
+    assert_close(d, oracle(a, b))
+    if result is not None:
+        assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize(
+    "specs, wanted", [((P("x"), P("y"), P("x", "y")), set()), ((P("x", "y"), P(None, "y"), P("x")), SUM)]
+)
+def test_sharded_jit_with_c(specs, wanted, kind):
+    mesh = mesh_of(kind, 4, 2)
+    args = [put(v, mesh, spec) for v, spec in zip((A, B, C), specs, strict=True)]
+
+    def function(a, b, c):
+        return fp8_gemm_nt(a, b, c=c)
+
+    assert collectives(function, *args) == wanted
+    assert_close(jax.jit(function)(*args), oracle(A, B, C))
+
+
+def test_sharded_k_sums_in_float32():
+    """A partial result that is rounded to bfloat16 before the sum would show: it is far larger than the result."""
+    a, b = operands(16, 128, 1024)
+    opposite = a._replace(data=a.data.at[:, 512:].set(-a.data[:, :512]), scale=a.scale.at[:, 4:].set(a.scale[:, :4]))
+    same = b._replace(data=b.data.at[:, 512:].set(b.data[:, :512]), scale=b.scale.at[:, 4:].set(b.scale[:, :4]))
+    mesh = mesh_of(AxisType.Auto, 8)
+    c = jnp.ones((16, 128), jnp.bfloat16)
+    d = jax.jit(lambda a, b, c: fp8_gemm_nt(a, b, c=c))(
+        put(opposite, mesh, P(None, "x")), put(same, mesh, P(None, "x")), put(c, mesh, P())
+    )
+    np.testing.assert_allclose(np.asarray(d).astype(np.float32), 1, rtol=1e-2)
+
+
+def test_result_sharding_that_the_caller_asks_for():
+    mesh = mesh_of(AxisType.Auto, 4, 2)
+    a, b = put((A, B), mesh, P())
+    function = jax.jit(fp8_gemm_nt, out_shardings=NamedSharding(mesh, P("x", "y")))
+    assert "all-gather" not in function.lower(a, b).compile().as_text()
+    assert_close(function(a, b), WANTED)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_sharded_operands_outside_jit_and_under_set_mesh(kind):
+    mesh = mesh_of(kind, 4, 2)
+    a, b = put(A, mesh, P("x")), put(B, mesh, P("y"))
+    d = fp8_gemm_nt(a, b)
+    assert d.sharding.spec == P("x", "y")
+    assert_close(d, WANTED)
+    with jax.set_mesh(mesh):
+        assert_close(jax.jit(fp8_gemm_nt)(a, b), WANTED)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("axes", [(0, None), (None, 0)])
+def test_vmap_over_a_sharded_batch(axes, kind):
+    mesh = mesh_of(kind, 8)
+    args = [
+        put(stack([v] * 8), mesh, P("x")) if axis == 0 else put(v, mesh, P())
+        for v, axis in zip((A, B), axes, strict=True)
+    ]
+    function = jax.vmap(fp8_gemm_nt, axes)
+    assert not collectives(function, *args)
+    assert_close(jnp.asarray(jax.device_get(jax.jit(function)(*args))[5]), WANTED)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("cast, scale", [(per_token_cast_to_fp8, P("x", "y")), (per_block_cast_to_fp8, P("x", "y"))])
+def test_casts_gather_nothing(cast, scale, kind):
+    x = jax.random.normal(jax.random.key(0), (512, 1024))
+    mesh = mesh_of(kind, 4, 2)
+    sharded = jax.device_put(x, NamedSharding(mesh, P("x", "y")))
+    assert not collectives(cast, sharded)
+    got = jax.jit(cast)(sharded)
+    assert (got.data.sharding.spec, got.scale.sharding.spec) == (P("x", "y"), scale)
+    for g, wanted in zip(got, cast(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_casts_of_shards_that_cut_blocks(kind):
+    x = jax.random.normal(jax.random.key(0), (64, 512))
+    sharded = jax.device_put(x, NamedSharding(mesh_of(kind, 8), P("x")))
+    for g, wanted in zip(jax.jit(per_block_cast_to_fp8)(sharded), per_block_cast_to_fp8(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
+
+
+# --- shard_map -----------------------------------------------------------------------------------------------------
+
+
+def mapped(function, in_specs, out_specs, **options):
+    mesh = mesh_of(AxisType.Auto, 4, 2)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **options))
+
+
+def test_shard_map():
+    assert_close(mapped(fp8_gemm_nt, (P("x"), P("y")), P("x", "y"))(A, B), WANTED)
+
+
+def test_shard_map_over_k():
+    def partial(a, b):
+        return jax.lax.psum(fp8_gemm_nt(a, b, out_dtype=jnp.float32), "y")
+
+    assert_close(mapped(partial, (P("x", "y"), P(None, "y")), P("x"))(A, B), WANTED)
+
+
+@pytest.mark.parametrize("specs", [(P("x"), P()), (P(), P("x"))])
+def test_shard_map_refuses_wrong_out_specs(specs):
+    with pytest.raises(ValueError, match="out_specs"):
+        mapped(fp8_gemm_nt, specs, P())(A, B)
+
+
+def test_shard_map_over_some_axes():
+    assert_close(mapped(fp8_gemm_nt, (P("x"), P()), P("x"), axis_names={"x"})(A, B), WANTED)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmap_in_shard_map(axes):
+    args = [stack([v] * 4) if axis == 0 else v for v, axis in zip((A, B), axes, strict=True)]
+    specs = tuple(P("x") if axis == 0 else P() for axis in axes)
+    assert_close(mapped(jax.vmap(fp8_gemm_nt, axes), specs, P("x"))(*args)[3], WANTED)
+
+
+def test_control_flow_and_remat():
+    def body(total, b):
+        return total + jax.checkpoint(fp8_gemm_nt)(A, b, out_dtype=jnp.float32), None
+
+    total, _ = jax.jit(lambda bs: jax.lax.scan(body, jnp.zeros((64, 1024)), bs))(stack([B, B]))
+    assert_close(total, 2 * WANTED)
+
+
+# --- export --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("cpu", "cuda")])
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_round_trip(platforms):
+    exported = jax.export.export(jax.jit(fp8_gemm_nt), platforms=platforms)(A, B)
+    again = jax.export.deserialize(exported.serialize())
+    assert again.platforms == platforms
+    assert_close(again.call(A, B), WANTED)
+
+
+def test_export_for_several_devices():
+    mesh = mesh_of(AxisType.Auto, 4, 2)
+    a, b = put(A, mesh, P("x")), put(B, mesh, P("y"))
+    again = jax.export.deserialize(jax.export.export(jax.jit(fp8_gemm_nt))(a, b).serialize())
+    assert again.nr_devices == 8
+    assert_close(jax.jit(again.call)(a, b), WANTED)
+
+
+def test_export_of_shard_map_needs_no_devices():
+    mesh = AbstractMesh((4, 2), ("x", "y"))
+    function = jax.jit(jax.shard_map(fp8_gemm_nt, mesh=mesh, in_specs=(P("x"), P("y")), out_specs=P("x", "y")))
+
+    def described(x, spec):
+        return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=NamedSharding(mesh, spec)), x)
+
+    exported = jax.export.export(function, platforms=("cpu",))(described(A, P("x")), described(B, P("y")))
+    real = mesh_of(AxisType.Auto, 4, 2)
+    again = jax.export.deserialize(exported.serialize())
+    assert_close(jax.jit(again.call)(put(A, real, P("x")), put(B, real, P("y"))), WANTED)
+
+
+def test_export_with_a_symbolic_m():
+    m, *_ = jax.export.symbolic_shape("m")
+    a = tuple(jax.ShapeDtypeStruct((m, x.shape[1]), x.dtype) for x in A)
+    exported = jax.export.export(jax.jit(fp8_gemm_nt), platforms=("cpu",))(a, B)
+    assert_close(jax.export.deserialize(exported.serialize()).call(tuple(A), B), WANTED)
