@@ -43,8 +43,20 @@ struct Barrier {
         asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
     }
 
-    // Arrives on the barrier at this offset in the shared memory of CTA `rank` of the cluster.
+    // Arrives on the barrier at this offset in the shared memory of CTA `rank` of the cluster. Tells it that this thread
+    // has read; ordering it after writes to shared memory, at cluster scope, would cost a fence: `publish_remote`.
     __device__ __forceinline__ void arrive_remote(u32 rank) {
+        asm volatile(
+            "{\n"
+            ".reg .b32 remote;\n"
+            "mapa.shared::cluster.u32 remote, %0, %1;\n"
+            "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+            "}\n" ::"r"(shared_address(this)),
+            "r"(rank)
+            : "memory");
+    }
+
+    __device__ __forceinline__ void publish_remote(u32 rank) {
         asm volatile(
             "{\n"
             ".reg .b32 remote;\n"

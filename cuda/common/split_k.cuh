@@ -26,13 +26,15 @@ __device__ __forceinline__ void write_four(Out* d, const Out* c, u64 offset, flo
             const float4 old = *reinterpret_cast<const float4*>(c + offset);
             v.x += old.x, v.y += old.y, v.z += old.z, v.w += old.w;
         }
-        *reinterpret_cast<float4*>(d + offset) = v;
+        asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(d + offset), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                     : "memory");
     } else {
         if constexpr (kHasC) {
             const uint2 old = *reinterpret_cast<const uint2*>(c + offset);
             v.x += bf16_low(old.x), v.y += bf16_high(old.x), v.z += bf16_low(old.y), v.w += bf16_high(old.y);
         }
-        *reinterpret_cast<uint2*>(d + offset) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(d + offset), "r"(pack_bf16(v.x, v.y)), "r"(pack_bf16(v.z, v.w))
+                     : "memory");
     }
 }
 
@@ -43,6 +45,7 @@ __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, c
                                                  u32 n, u32 rank, u32 thread) {
     constexpr u32 kQuads = kN / 4;
     const u32 height = m0 < m ? min(kM, m - m0) : 0;  // a cluster's last CTA may have no rows left
+#pragma unroll 1
     for (u32 i = rank * kThreads + thread; i < height * kQuads; i += kSplits * kThreads) {
         const u32 row = i / kQuads, column = i % kQuads * 4;
         if (n0 + column >= n) continue;

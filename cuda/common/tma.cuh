@@ -7,14 +7,6 @@ __device__ __forceinline__ void tma_prefetch_descriptor(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-__device__ __forceinline__ void tma_load_1d(void* to, const TensorMap& map, Barrier& barrier, int x) {
-    asm volatile(
-        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3}], [%2];" ::"r"(
-            shared_address(to)),
-        "l"(&map), "r"(shared_address(&barrier)), "r"(x)
-        : "memory");
-}
-
 __device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, Barrier& barrier, int x, int y) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(

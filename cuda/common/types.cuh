@@ -26,12 +26,19 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 __device__ __forceinline__ float bf16_low(u32 packed) { return __uint_as_float(packed << 16); }
 __device__ __forceinline__ float bf16_high(u32 packed) { return __uint_as_float(packed & 0xffff0000u); }
 
-template <class T>
-__host__ __device__ constexpr T ceil_div(T a, T b) {
-    return (a + b - 1) / b;
-}
+__host__ __device__ constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr u32 align_up(u32 a, u32 b) { return ceil_div(a, b) * b; }
 
-template <class T>
-__host__ __device__ constexpr T align_up(T a, T b) {
-    return ceil_div(a, b) * b;
+template <u32 kValue>
+struct Constant {
+    static constexpr u32 value = kValue;
+};
+
+// f(Constant<0>), f(Constant<1>), ...: for loops whose index must be a compile-time constant.
+template <u32 kCount, u32 kFirst = 0, class F>
+__device__ __forceinline__ void unrolled(F&& f) {
+    if constexpr (kFirst < kCount) {
+        f(Constant<kFirst>{});
+        unrolled<kCount, kFirst + 1>(f);
+    }
 }

@@ -3,8 +3,8 @@
 // wgmma fixes 64 rows; its columns are any multiple of 8. With few tokens the weights take the rows (kSwap: the tile is
 // computed transposed) and the tokens the columns. Below, "rows" and "columns" are wgmma's; M and N those of D.
 //
-// One producer thread fills a ring of stages (TMA, 128 of K each); kMathGroups warpgroups multiply, and every 128 of K
-// add the scaled product to FP32 registers, since the tensor cores keep few mantissa bits. CTAs of a cluster either
+// One producer warp fills a ring of stages (TMA) of kStageBlocks x 128 of K; kMathGroups warpgroups multiply, and every
+// 128 of K add the scaled product to FP32 registers, since the tensor cores keep few mantissa bits. CTAs of a cluster either
 // share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK > 1).
 #pragma once
 #include "common/barrier.cuh"
@@ -13,7 +13,7 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
-constexpr u32 kBlockK = 128;      // of K in a stage: one scale block, one 128-byte swizzled row
+constexpr u32 kBlockK = 128;      // of K in a block: one scale, one 128-byte swizzled row
 constexpr u32 kScaleBlock = 128;  // rows of B under one scale
 
 // Shared memory, in the order of its members; `plan` in Python computes the same total.
@@ -30,20 +30,21 @@ struct SharedLayout {
 
     static constexpr u32 kRowsBytes = kRows * kBlockK;
     static constexpr u32 kColumnsBytes = kColumns * kBlockK;
-    static constexpr u32 kStageBytes = kRowsBytes + kColumnsBytes;
-    static constexpr u32 kScalesBytes = align_up<u32>(kTileM * 4 + 16, 128);  // of a stage: A's, then B's
+    static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
+    static constexpr u32 kScalesBytes = align_up(kTileM * 4 + 16, 16);  // of a block: A's, then B's
+    static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // By TMA: per warpgroup, 64 rows of kStoreColumns columns, as boxes of kAtomColumns whose rows are swizzled.
     static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
     static constexpr u32 kStoreBytes = 64 * Config::kStoreColumns * kOutBytes;
     // Otherwise: the FP32 tile [kTileM][kPitch]; the pitch spreads the accumulator fragments over the banks.
     static constexpr u32 kPitch = kTileN + (Config::kSwap ? 4 : 8);
-    static constexpr u32 kEpilogueBytes = kStoreByTma ? Config::kMathGroups * kStoreBytes : align_up<u32>(kTileM * kPitch * 4, 1024);
+    static constexpr u32 kEpilogueBytes = kStoreByTma ? Config::kMathGroups * kStoreBytes : align_up(kTileM * kPitch * 4, 1024);
 
     // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
-    static constexpr u32 kEpilogue = Config::kStages * kStageBytes;
+    static constexpr u32 kEpilogue = kBlocks * kBlockBytes;
     static constexpr u32 kScales = kEpilogue + kEpilogueBytes;
-    static constexpr u32 kBarriers = kScales + Config::kStages * kScalesBytes;
+    static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
 };
 
 template <class Config>
@@ -52,7 +53,7 @@ struct Sm90Fp8Gemm1d2d {
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns;
-    static constexpr u32 kSplitK = Config::kSplitK;
+    static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
     static constexpr u32 kMathThreads = kGroups * 128;
     static constexpr u32 kAccumulators = kColumns / 2;
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
@@ -95,13 +96,13 @@ struct Sm90Fp8Gemm1d2d {
 
     struct Shared {
         u8* base;
-        __device__ __forceinline__ u8* rows(u32 s) const { return base + s * Layout::kStageBytes; }
-        __device__ __forceinline__ u8* columns(u32 s) const { return rows(s) + Layout::kRowsBytes; }
+        __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
+        __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
         __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
-        __device__ __forceinline__ float* scales_a(u32 s) const {
-            return reinterpret_cast<float*>(base + Layout::kScales + s * Layout::kScalesBytes);
+        __device__ __forceinline__ float* scales_a(u32 block) const {
+            return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);
         }
-        __device__ __forceinline__ float* scales_b(u32 s) const { return scales_a(s) + Layout::kTileM; }
+        __device__ __forceinline__ float* scales_b(u32 block) const { return scales_a(block) + Layout::kTileM; }
         __device__ __forceinline__ Barrier* barriers() const { return reinterpret_cast<Barrier*>(base + Layout::kBarriers); }
         __device__ __forceinline__ Barrier& full(u32 s) const { return barriers()[s]; }
         __device__ __forceinline__ Barrier& empty(u32 s) const { return barriers()[Config::kStages + s]; }
@@ -122,33 +123,55 @@ struct Sm90Fp8Gemm1d2d {
         }
     }
 
+    // Copies 4 bytes at a time: the scales of a tile begin at any multiple of 4 bytes, where TMA wants 16.
+    static __device__ __forceinline__ void load_scales(const Shared& shared, u32 block, const float* scales_a,
+                                                       const float* scales_b, u32 lane, u32 m_left, u32 blocks_b, u32 stride_b) {
+#pragma unroll
+        for (u32 i = 0; i < Layout::kTileM; i += 32) {
+            // Rows beyond M keep what the stage held before: nobody stores them.
+            if (i + lane < min(Layout::kTileM, m_left)) async_copy_4_bytes(shared.scales_a(block) + i + lane, scales_a + i + lane);
+        }
+        if (lane < min(Layout::kScalesB, blocks_b))
+            async_copy_4_bytes(shared.scales_b(block) + lane, scales_b + static_cast<u64>(lane) * stride_b);
+    }
+
+    // Run by one whole warp.
     static __device__ __forceinline__ void produce(const Shared& shared, const TensorMap& rows_map,
-                                                   const TensorMap& columns_map, const TensorMap& scales_a_map,
+                                                   const TensorMap& columns_map, const float* scales_a,
                                                    const float* scales_b, u32 m, u32 n, u32 k) {
-        constexpr u32 kBytes = Layout::kRowsBytes + Layout::kColumnsBytes + Layout::kTileM * 4;
         const Walk walk(m, n, k);
+        const u32 lane = threadIdx.x % 32;
         const u32 blocks_k = ceil_div(k, kBlockK), blocks_n = ceil_div(n, kScaleBlock);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-            for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
-                const u32 s = pipe.stage, block = walk.k_begin + i;
-                shared.empty(s).wait(pipe.phase ^ 1);
-                Barrier& full = shared.full(s);
-#pragma unroll
-                for (u32 j = 0; j < Layout::kScalesB; ++j) {
-                    const u32 row = min(n0 / kScaleBlock + j, blocks_n - 1);
-                    async_copy_4_bytes(shared.scales_b(s) + j, scales_b + static_cast<u64>(row) * blocks_k + block);
+            const u32 m_left = m0 < m ? m - m0 : 0, block_n = n0 / kScaleBlock;
+            const u32 blocks_b = block_n < blocks_n ? blocks_n - block_n : 0;
+            const float* from_a = scales_a + static_cast<u64>(walk.k_begin) * m + m0;
+            const float* from_b = scales_b + static_cast<u64>(block_n) * blocks_k + walk.k_begin;
+#pragma unroll 1  // unrolled it would not fit the producer's registers
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 count = min(kStageBlocks, walk.k_blocks - i);
+                const u32 first = pipe.stage * kStageBlocks;
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                Barrier& full = shared.full(pipe.stage);
+                if (elect_one()) {
+                    full.arrive_expect_bytes(count * Layout::kBlockBytes);
+#pragma unroll 1
+                    for (u32 j = 0; j < count; ++j) {
+                        const u32 at_k = (walk.k_begin + i + j) * kBlockK;
+                        load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
+                                                                          corner.row, walk.rank);
+                        load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full, at_k,
+                                                                          corner.column, walk.rank);
+                    }
                 }
+                __syncwarp();
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j, from_a += m, ++from_b)
+                    load_scales(shared, first + j, from_a, from_b, lane, m_left, blocks_b, blocks_k);
                 full.arrive_after_async_copies();
-                full.arrive_expect_bytes(kBytes);
-                load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(s), rows_map, full, block * kBlockK,
-                                                                  corner.row, walk.rank);
-                load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(s), columns_map, full, block * kBlockK,
-                                                                  corner.column, walk.rank);
-                // One-dimensional, so that M need not be a multiple of 4; rows beyond M read scales that nobody uses.
-                tma_load_1d(shared.scales_a(s), scales_a_map, full, block * m + m0);
             }
         }
     }
@@ -161,12 +184,9 @@ struct Sm90Fp8Gemm1d2d {
 
     static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows, const u8* columns) {
         const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
-        wgmma_pin(product);
-        wgmma_fence();
 #pragma unroll
         for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
         wgmma_commit();
-        wgmma_pin(product);
     }
 
     // What a thread needs to scale its fragment, read before the stage is given back.
@@ -174,8 +194,8 @@ struct Sm90Fp8Gemm1d2d {
         static constexpr u32 kA = Config::kSwap ? kColumns / 4 : 2;
         float a[kA], b[Layout::kScalesB];
 
-        __device__ __forceinline__ Scales(const Shared& shared, u32 stage, u32 row, u32 column) {
-            const float* from = shared.scales_a(stage);
+        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
+            const float* from = shared.scales_a(block);
             if constexpr (Config::kSwap) {
 #pragma unroll
                 for (u32 j = 0; j < kColumns / 8; ++j) {
@@ -186,7 +206,7 @@ struct Sm90Fp8Gemm1d2d {
                 a[0] = from[row], a[1] = from[row + 8];
             }
 #pragma unroll
-            for (u32 j = 0; j < Layout::kScalesB; ++j) b[j] = shared.scales_b(stage)[j];
+            for (u32 j = 0; j < Layout::kScalesB; ++j) b[j] = shared.scales_b(block)[j];
         }
 
         // B's scale at `n` of the tile, whose corner lies `shift` rows into a block of 128.
@@ -236,6 +256,27 @@ struct Sm90Fp8Gemm1d2d {
         }
     }
 
+    // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
+    template <u32 kCount>
+    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 row,
+                                                Fragment at, u32 shift) {
+        float product[kCount][kAccumulators];
+        Scales scales[kCount];
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
+        wgmma_fence();
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j)
+            multiply(product[j], shared.rows(block + j) + row * kBlockK, shared.columns(block + j));
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
+        unrolled<kCount>([&](auto j) {
+            wgmma_wait<kCount - 1 - j.value>();
+            wgmma_pin(product[j.value]);
+            promote(sum, product[j.value], scales[j.value], Config::kSwap ? row : 0, shift);
+        });
+    }
+
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d, u32 m,
                                                    u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
@@ -252,25 +293,26 @@ struct Sm90Fp8Gemm1d2d {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
-                const u32 s = pipe.stage;
-                shared.full(s).wait(pipe.phase);
+#pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
+                shared.full(pipe.stage).wait(pipe.phase);
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;
-                    float product[kAccumulators];
-                    multiply(product, shared.rows(s) + row * kBlockK, shared.columns(s));
-                    const Scales scales(shared, s, row + at.row, at.column);
-                    wgmma_wait<0>();
-                    wgmma_pin(product);
-                    if (w == kWaves - 1) release(shared, s, lane);
-                    promote(sum[w], product, scales, Config::kSwap ? row : 0, shift);
+                    if (kStageBlocks == 1 || count == kStageBlocks) {
+                        step<kStageBlocks>(shared, sum[w], first, row, at, shift);
+                    } else {
+#pragma unroll 1
+                        for (u32 j = 0; j < count; ++j) step<1>(shared, sum[w], first + j, row, at, shift);
+                    }
                 }
+                release(shared, pipe.stage, lane);
             }
             if constexpr (Layout::kStoreByTma) {
                 store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
-                store_by_split(shared, sum, c, d, corner, at, group, thread, walk.rank, tile_phase, m, n);
+                store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0, tile_phase, m, n);
             }
         }
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
@@ -373,7 +415,7 @@ struct Sm90Fp8Gemm1d2d {
         }
         named_barrier_sync(1, kMathThreads);
         if constexpr (kSplitK > 1) {
-            if (thread < kSplitK) shared.partials_ready().arrive_remote(thread);
+            if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
             shared.partials_ready().wait_cluster(phase);
         }
         const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
@@ -381,7 +423,7 @@ struct Sm90Fp8Gemm1d2d {
                                                                                          thread);
         if constexpr (kSplitK > 1) {
             named_barrier_sync(1, kMathThreads);
-            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+            if (thread < kSplitK) shared.partials_read().publish_remote(thread);
         }
     }
 };
@@ -389,8 +431,8 @@ struct Sm90Fp8Gemm1d2d {
 template <class Config>
 __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     sm90_fp8_gemm_1d2d(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
-                       const __grid_constant__ TensorMap scales_a_map, const __grid_constant__ TensorMap d_map,
-                       const float* scales_b, const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
+                       const __grid_constant__ TensorMap d_map, const float* scales_a, const float* scales_b,
+                        const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
     using Gemm = Sm90Fp8Gemm1d2d<Config>;
     extern __shared__ __align__(1024) u8 shared_memory[];
     const typename Gemm::Shared shared{shared_memory};
@@ -398,18 +440,20 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     constexpr u32 kMathWarps = Gemm::kGroups * 4;
     constexpr bool kInCluster = Gemm::kCluster * Gemm::kSplitK > 1;
 
-    if (warp == kMathWarps && elect_one()) {
-        tma_prefetch_descriptor(rows_map);
-        tma_prefetch_descriptor(columns_map);
-        tma_prefetch_descriptor(scales_a_map);
-        if constexpr (Gemm::Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
-        for (u32 s = 0; s < Config::kStages; ++s) {
-            shared.full(s).init(2);  // the expected bytes, and B's scales
-            shared.empty(s).init(kMathWarps * Gemm::kCluster);
+    if (warp == kMathWarps) {
+        const u32 lane = threadIdx.x % 32;
+        if (lane < Config::kStages) {
+            shared.full(lane).init(1 + 32);  // the expected bytes, and each lane's scales
+            shared.empty(lane).init(kMathWarps * Gemm::kCluster);
         }
-        if constexpr (Gemm::kSplitK > 1) {
-            shared.partials_ready().init(Gemm::kSplitK);
-            shared.partials_read().init(Gemm::kSplitK);
+        if (lane == 0) {
+            if constexpr (Gemm::kSplitK > 1) {
+                shared.partials_ready().init(Gemm::kSplitK);
+                shared.partials_read().init(Gemm::kSplitK);
+            }
+            tma_prefetch_descriptor(rows_map);
+            tma_prefetch_descriptor(columns_map);
+            if constexpr (Gemm::Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
         }
         fence_barrier_init();
     }
@@ -421,10 +465,10 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     wait_for_predecessor();
     release_successor();
 
+    // Of the 168 registers a thread at launch, all that the math warps cannot take from the producer would deadlock.
     if (warp >= kMathWarps) {
-        if constexpr (Gemm::kGroups > 1) registers_decrease<48>();  // one warpgroup has registers enough
-        if (warp == kMathWarps && elect_one()) Gemm::produce(shared, rows_map, columns_map, scales_a_map, scales_b, m, n, k);
-        __syncwarp();
+        if constexpr (Gemm::kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
+        if (warp == kMathWarps) Gemm::produce(shared, rows_map, columns_map, scales_a, scales_b, m, n, k);
     } else {
         if constexpr (Gemm::kGroups > 1) registers_increase<232>();
         Gemm::compute(shared, d_map, c, d, m, n, k);

@@ -22,6 +22,7 @@ class GemmConfig:
     cluster_rows: int = 1  # CTAs of a cluster with neighbouring row tiles: they share the columns operand
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
+    stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
 
     def __post_init__(self) -> None:
         if self.rows not in (64, 128, 256):
@@ -33,6 +34,11 @@ class GemmConfig:
             raise ValueError("a cluster either splits K or shares operands, got both")
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
+        registers = self.columns // 2 * (self.waves + self.stage_blocks)
+        if self.swap:  # each column has a scale
+            registers += self.columns // 4 * self.stage_blocks
+        if registers > (192 if self.math_groups > 1 else 224):
+            raise ValueError(f"{self} keeps {registers} accumulators and scales a thread, more than there are registers")
         if self.columns % (8 * self.cluster_rows) or self.rows % (8 * self.cluster_columns):
             raise ValueError("a shared operand's tile must split into parts of 8 rows, one for each CTA")
 
@@ -69,10 +75,9 @@ class GemmConfig:
         return next((b for b in (128, 64) if self.columns * out_bytes % b == 0), 32)
 
     def stage_bytes(self) -> int:
-        return (self.rows + self.columns) * BLOCK_K
-
-    def scales_bytes(self) -> int:
-        return _align(self.tile_m * 4 + 16, 128)
+        """Of a stage: its tiles, their scales, two barriers."""
+        block = (self.rows + self.columns) * BLOCK_K + _align(self.tile_m * 4 + 16, 16)
+        return self.stage_blocks * block + 16
 
     def store_columns(self, out_bytes: int, smem_bytes: int) -> int:
         """Columns staged at once for the TMA store: all, unless one atom's worth buys another stage of a short ring."""
@@ -97,10 +102,10 @@ class GemmConfig:
         return self.math_groups * 64 * columns * out_bytes
 
     def _total(self, stages: int, epilogue: int) -> int:
-        return stages * (self.stage_bytes() + self.scales_bytes() + 16) + epilogue + 16
+        return stages * self.stage_bytes() + epilogue + 16
 
     def _stages(self, epilogue: int, smem_bytes: int) -> int:
-        return min(32, (smem_bytes - epilogue - 16) // (self.stage_bytes() + self.scales_bytes() + 16))
+        return min(32, (smem_bytes - epilogue - 16) // self.stage_bytes())
 
 
 def _align(value: int, multiple: int) -> int:

@@ -56,6 +56,7 @@ def launch(
         ("kMathGroups", tile.math_groups),
         ("kWaves", tile.waves),
         ("kStages", tile.stages(out_bytes, smem_bytes)),
+        ("kStageBlocks", tile.stage_blocks),
         ("kSwap", tile.swap),
         ("kSplitK", tile.split_k),
         ("kClusterRows", tile.cluster_rows),
@@ -68,7 +69,6 @@ def launch(
     )
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c else 4
-    blocks_k = -(-k // BLOCK_K)
     rows, columns = (b, a) if tile.swap else (a, b)
     extent = {a: m, b: n}
 
@@ -93,9 +93,8 @@ def launch(
         arguments=(
             operand(rows, tile.rows // tile.cluster_columns),
             operand(columns, tile.columns // tile.cluster_rows),
-            # Scales arrive with M fastest; one dimension, so that M of any size is dense and aligned enough for TMA.
-            TensorMap(a_scale, "float32", (blocks_k * m,), (), (tile.tile_m,)),
             d_map,
+            Pointer(a_scale),
             Pointer(b_scale),
             Pointer(c if has_c else d),
             Pointer(d),
