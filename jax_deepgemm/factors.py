@@ -13,6 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jax.sharding import PartitionSpec
 
@@ -47,6 +48,28 @@ class Factors:
             everywhere = all(position(dims, factor) is not None for dims in self.results)
             if everywhere and factor not in self.summed + self.whole:
                 yield factor
+
+    def shardy(self, shapes: Sequence[Sequence[int]]) -> tuple[str, dict[str, Any]]:
+        """Rule and keywords for `custom_partitioning`, which refuses factors of size 1 inside brackets."""
+        sizes = _sizes(self, shapes)
+
+        def dimension(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(n for n in names if len(names) == 1 or sizes[n] > 1) or names[:1]
+
+        sides = [[[dimension(names) for names in dims] for dims in arrays] for arrays in (self.operands, self.results)]
+        dimensions = [names for arrays in sides for dims in arrays for names in dims]
+        alone = {names[0] for names in dimensions if len(names) == 1}
+        bracketed = {n for names in dimensions for n in names} - alone
+        rule = "->".join(
+            ",".join(" ".join(n[0] if len(n) == 1 else f"({' '.join(n)})" for n in dims) for dims in arrays)
+            for arrays in sides
+        )
+        present = alone | bracketed
+        return rule, {
+            "reduction_factors": tuple(n for n in self.summed if n in present),
+            "need_replication_factors": tuple(n for n in self.whole if n in present),
+            **{n: sizes[n] for n in bracketed},
+        }
 
 
 def position(dims: Dims, factor: str) -> int | None:

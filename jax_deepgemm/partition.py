@@ -20,8 +20,8 @@ Call = Callable[..., Sequence[jax.Array]]
 Reduce = Callable[[Call, tuple[str, ...], Sequence[jax.Array]], Sequence[jax.Array]]
 
 
-def partitioned(call: Call, factors: Factors, reduce: Reduce | None) -> Call:
-    """`call`, shared between the devices that the enclosing jit runs on.
+def partitioned(call: Call, factors: Factors, shapes: Sequence[Sequence[int]], reduce: Reduce | None) -> Call:
+    """`call` on operands of `shapes`, shared between the devices that the enclosing jit runs on.
 
     `reduce(call, axes, operands)` computes the results where a summed factor is sharded over the mesh `axes`.
     """
@@ -52,15 +52,9 @@ def partitioned(call: Call, factors: Factors, reduce: Reduce | None) -> Call:
         ]
         return mesh, local, wanted[1], wanted[0]
 
-    sizes: dict[str, Any] = dict(factors.sizes)
     shared = custom_partitioning(function)
-    shared.def_partition(
-        partition,
-        sharding_rule=factors.rule,
-        reduction_factors=factors.summed,
-        need_replication_factors=factors.whole,
-        **sizes,
-    )
+    rule, keywords = factors.shardy(shapes)
+    shared.def_partition(partition, sharding_rule=rule, **keywords)
     return shared
 
 

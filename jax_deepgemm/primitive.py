@@ -83,7 +83,9 @@ def _partitioned(
         assert op.reduce is not None
         return op.reduce(call, axes, shards, static)
 
-    shared = partition.partitioned(local, op.factors(avals, static), reduce if op.reduce else None)
+    shared = partition.partitioned(
+        local, op.factors(avals, static), [a.shape for a in avals], reduce if op.reduce else None
+    )
 
     def named(*xs: jax.Array) -> Any:
         return shared(*xs)

@@ -263,7 +263,8 @@ def test_vmap_in_shard_map(axes):
 
 def test_control_flow_and_remat():
     def body(total, b):
-        return total + jax.checkpoint(fp8_gemm_nt)(A, b, out_dtype=jnp.float32), None
+        gemm = jax.checkpoint(lambda b: fp8_gemm_nt(A, b, out_dtype=jnp.float32))
+        return total + gemm(b), None
 
     total, _ = jax.jit(lambda bs: jax.lax.scan(body, jnp.zeros((64, 1024)), bs))(stack([B, B]))
     assert_close(total, 2 * WANTED)
