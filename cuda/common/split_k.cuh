@@ -45,7 +45,7 @@ __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, c
                                                  u32 n, u32 rank, u32 thread) {
     constexpr u32 kQuads = kN / 4;
     const u32 height = m0 < m ? min(kM, m - m0) : 0;  // a cluster's last CTA may have no rows left
-#pragma unroll 1
+#pragma unroll(kSplits > 1 ? 2 : 1)
     for (u32 i = rank * kThreads + thread; i < height * kQuads; i += kSplits * kThreads) {
         const u32 row = i / kQuads, column = i % kQuads * 4;
         if (n0 + column >= n) continue;

@@ -34,12 +34,13 @@ struct SharedLayout {
     static constexpr u32 kScalesBytes = align_up(kTileM * 4 + 16, 16);  // of a block: A's, then B's
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
-    // By TMA: per warpgroup, 64 rows of kStoreColumns columns, as boxes of kAtomColumns whose rows are swizzled.
+    // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.
     static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
-    static constexpr u32 kStoreBytes = 64 * Config::kStoreColumns * kOutBytes;
+    static constexpr u32 kAtomBytes = 16 * Config::kStoreAtomBytes;
+    static constexpr u32 kWarpStoreBytes = Config::kStoreBuffers * kAtomBytes;
     // Otherwise: the FP32 tile [kTileM][kPitch]; the pitch spreads the accumulator fragments over the banks.
     static constexpr u32 kPitch = kTileN + (Config::kSwap ? 4 : 8);
-    static constexpr u32 kEpilogueBytes = kStoreByTma ? Config::kMathGroups * kStoreBytes : align_up(kTileM * kPitch * 4, 1024);
+    static constexpr u32 kEpilogueBytes = kStoreByTma ? Config::kMathGroups * 4 * kWarpStoreBytes : align_up(kTileM * kPitch * 4, 1024);
 
     // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
     static constexpr u32 kEpilogue = kBlocks * kBlockBytes;
@@ -256,23 +257,38 @@ struct Sm90Fp8Gemm1d2d {
         }
     }
 
+    // Two warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and
+    // while one promotes the tensor cores work for the other. In step they would both promote, then both wait.
+    static constexpr u32 kTurnBarrier = 4;
+
+    static __device__ __forceinline__ void wait_turn(u32 group) {
+        if constexpr (kGroups == 2) named_barrier_sync(kTurnBarrier + group, kMathThreads);
+    }
+
+    static __device__ __forceinline__ void pass_turn(u32 group) {
+        if constexpr (kGroups == 2) named_barrier_arrive(kTurnBarrier + (group ^ 1), kMathThreads);
+    }
+
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount>
-    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 row,
-                                                Fragment at, u32 shift) {
+    template <u32 kCount, class Release>
+    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
+                                                u32 row, Fragment at, u32 shift, Release release_stage) {
         float product[kCount][kAccumulators];
         Scales scales[kCount];
+        wait_turn(group);
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
         wgmma_fence();
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j)
             multiply(product[j], shared.rows(block + j) + row * kBlockK, shared.columns(block + j));
+        pass_turn(group);
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
+            if (j.value == kCount - 1) release_stage();
             promote(sum, product[j.value], scales[j.value], Config::kSwap ? row : 0, shift);
         });
     }
@@ -284,6 +300,7 @@ struct Sm90Fp8Gemm1d2d {
         const Walk walk(m, n, k);
         Pipeline pipe;
         u32 tile_phase = 0;
+        if (group == 1) pass_turn(group);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
@@ -300,14 +317,17 @@ struct Sm90Fp8Gemm1d2d {
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;
+                    const auto release_stage = [&] {
+                        if (w == kWaves - 1) release(shared, pipe.stage, lane);
+                    };
                     if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], first, row, at, shift);
+                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, release_stage);
                     } else {
 #pragma unroll 1
-                        for (u32 j = 0; j < count; ++j) step<1>(shared, sum[w], first + j, row, at, shift);
+                        for (u32 j = 0; j < count; ++j) step<1>(shared, sum[w], first + j, group, row, at, shift, [] {});
+                        release_stage();
                     }
                 }
-                release(shared, pipe.stage, lane);
             }
             if constexpr (Layout::kStoreByTma) {
                 store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
@@ -315,6 +335,7 @@ struct Sm90Fp8Gemm1d2d {
                 store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0, tile_phase, m, n);
             }
         }
+        if (group == 0) wait_turn(group);  // the turn that nobody took
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
     }
 
@@ -336,33 +357,34 @@ struct Sm90Fp8Gemm1d2d {
         }
     }
 
-    // One 64-row block of a warpgroup, kStoreColumns at a time: registers -> swizzled shared memory -> TMA.
+    // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so that
+    // no warp waits for another, and waits for its store of kStoreBuffers atoms ago alone.
     static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
                                                         const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
                                                         u32 group, u32 warp, u32 lane, u32 m, u32 n) {
-        constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes, kAtomBytes = 64 * kAtomRow;
-        u8* const staging = shared.epilogue() + group * Layout::kStoreBytes;
+        constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
+        constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
+        static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
+        u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
             const u32 row = corner.row + (w * kGroups + group) * 64;
+            float(&v)[kAccumulators] = sum[w];
 #pragma unroll
-            for (u32 first = 0; first < kColumns; first += Config::kStoreColumns) {
-                // The thread that issued the last stores knows when they have read the staging buffer.
-                if (warp == 0) tma_store_wait_read<0>();
-                named_barrier_sync(1 + group, 128);
+            for (u32 j = 0; j < kAtoms; ++j) {
+                u8* const atom = staging + (w * kAtoms + j) % kBuffers * Layout::kAtomBytes;
+                tma_store_wait_read<kBuffers - 1>();  // of the lane that stores: the others have none
+                __syncwarp();
 #pragma unroll
-                for (u32 j = 0; j < Config::kStoreColumns; j += 16) {
-                    const u32 column = first + j;
-                    float(&v)[kAccumulators] = sum[w];
-                    const u32 i = column / 2;
+                for (u32 within = 0; within < kAtom; within += 16) {
+                    const u32 column = j * kAtom + within, i = column / 2;
                     if constexpr (Config::kHasC) {
-                        add_c(*reinterpret_cast<float(*)[4]>(&v[i]), c, row + at.row, corner.column + column + at.column, m, n);
-                        add_c(*reinterpret_cast<float(*)[4]>(&v[i + 4]), c, row + at.row, corner.column + column + 8 + at.column, m, n);
+                        const u32 at_n = corner.column + column + at.column;
+                        add_c(*reinterpret_cast<float(*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
+                        add_c(*reinterpret_cast<float(*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);
                     }
-                    u8* const atom = staging + j / kAtom * kAtomBytes;
-                    const u32 within = j % kAtom;
                     if constexpr (sizeof(Out) == 2) {
-                        const u32 to = swizzled<kAtomRow>((warp * 16 + lane % 16) * kAtomRow + (within + lane / 16 * 8) * 2);
+                        const u32 to = swizzled<kAtomRow>(lane % 16 * kAtomRow + (within + lane / 16 * 8) * 2);
                         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                                          shared_address(atom + to)),
                                      "r"(pack_bf16(v[i], v[i + 1])), "r"(pack_bf16(v[i + 2], v[i + 3])),
@@ -371,20 +393,17 @@ struct Sm90Fp8Gemm1d2d {
                     } else {
 #pragma unroll
                         for (u32 q = 0; q < 4; ++q) {
-                            const u32 to = (at.row + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
+                            const u32 to = (lane / 4 + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
                             *reinterpret_cast<float2*>(atom + swizzled<kAtomRow>(to)) = make_float2(v[i + 2 * q], v[i + 2 * q + 1]);
                         }
                     }
                 }
                 fence_async_proxy();
-                named_barrier_sync(1 + group, 128);
-                if (warp == 0 && elect_one()) {
-#pragma unroll
-                    for (u32 j = 0; j < Config::kStoreColumns; j += kAtom)
-                        tma_store_2d(d_map, staging + j / kAtom * kAtomBytes, corner.column + first + j, row);
+                __syncwarp();
+                if (lane == 0) {
+                    tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
                     tma_store_commit();
                 }
-                __syncwarp();
             }
         }
     }
@@ -395,7 +414,7 @@ struct Sm90Fp8Gemm1d2d {
         constexpr u32 kPitch = Layout::kPitch;
         float* const partial = reinterpret_cast<float*>(shared.epilogue());
         // Peers may still read the partial tile of the iteration before.
-        if constexpr (kSplitK > 1) shared.partials_read().wait_cluster(phase ^ 1);
+        if constexpr (kSplitK > 1) shared.partials_read().wait(phase ^ 1);
         if constexpr (kSplitK == 1) named_barrier_sync(1, kMathThreads);
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
@@ -423,7 +442,7 @@ struct Sm90Fp8Gemm1d2d {
                                                                                          thread);
         if constexpr (kSplitK > 1) {
             named_barrier_sync(1, kMathThreads);
-            if (thread < kSplitK) shared.partials_read().publish_remote(thread);
+            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
         }
     }
 };

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 BLOCK_K = 128  # of K in a pipeline stage
 SCALE_BLOCK = 128  # rows of B under one scale
+
+
+class Store(NamedTuple):
+    """A warp's ring of boxes for the TMA store: 16 rows of `atom_bytes` each."""
+
+    atom_bytes: int
+    buffers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +46,9 @@ class GemmConfig:
         if self.swap:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         if registers > (192 if self.math_groups > 1 else 224):
-            raise ValueError(f"{self} keeps {registers} accumulators and scales a thread, more than there are registers")
+            raise ValueError(
+                f"{self} keeps {registers} accumulators and scales a thread, more than there are registers"
+            )
         if self.columns % (8 * self.cluster_rows) or self.rows % (8 * self.cluster_columns):
             raise ValueError("a shared operand's tile must split into parts of 8 rows, one for each CTA")
 
@@ -70,24 +80,28 @@ class GemmConfig:
     def stores_by_tma(self) -> bool:
         return not self.swap and self.split_k == 1
 
-    def store_atom(self, out_bytes: int) -> int:
-        """Bytes of a swizzled row of a TMA store: the widest that divides the tile."""
-        return next((b for b in (128, 64) if self.columns * out_bytes % b == 0), 32)
+    def store(self, out_bytes: int, smem_bytes: int) -> Store:
+        """How a warp stages its rows for the TMA store: all of them, unless less buys stages for a short pipeline."""
+        if not self.stores_by_tma:
+            return Store(32, 1)
+        row_bytes = self.columns * out_bytes
+        widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
+        whole = row_bytes // widest * self.waves
+        choices = [Store(widest, whole)]
+        choices += [Store(b, n) for b, n in ((widest, 2), (widest // 2, 4), (widest // 2, 2)) if b >= 32]
+        choices = [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
+        stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
+        enough = min(5, max(stages))
+        return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
 
     def stage_bytes(self) -> int:
         """Of a stage: its tiles, their scales, two barriers."""
         block = (self.rows + self.columns) * BLOCK_K + _align(self.tile_m * 4 + 16, 16)
         return self.stage_blocks * block + 16
 
-    def store_columns(self, out_bytes: int, smem_bytes: int) -> int:
-        """Columns staged at once for the TMA store: all, unless one atom's worth buys another stage of a short ring."""
-        atom = self.store_atom(out_bytes) // out_bytes
-        whole, least = (self._stages(self._tma_bytes(c, out_bytes), smem_bytes) for c in (self.columns, atom))
-        return atom if whole < 5 and least > whole else self.columns
-
     def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
         if self.stores_by_tma:
-            return self._tma_bytes(self.store_columns(out_bytes, smem_bytes), out_bytes)
+            return self._staging(self.store(out_bytes, smem_bytes))
         pitch = self.tile_n + (4 if self.swap else 8)
         return _align(self.tile_m * pitch * 4, 1024)
 
@@ -98,8 +112,8 @@ class GemmConfig:
         epilogue = self.epilogue_bytes(out_bytes, smem_bytes)
         return self._total(self._stages(epilogue, smem_bytes), epilogue)
 
-    def _tma_bytes(self, columns: int, out_bytes: int) -> int:
-        return self.math_groups * 64 * columns * out_bytes
+    def _staging(self, store: Store) -> int:
+        return self.math_groups * 4 * store.buffers * 16 * store.atom_bytes
 
     def _total(self, stages: int, epilogue: int) -> int:
         return stages * self.stage_bytes() + epilogue + 16

@@ -32,7 +32,7 @@ def plan(
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    chosen = sm90.fp8_gemm(m, n, k, out_bytes, num_sms)
+    chosen = sm90.fp8_gemm(m, n, k, out_bytes, num_sms, target.smem_bytes)
     return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
 
 
@@ -49,7 +49,7 @@ def launch(
     pdl: bool = False,
 ) -> Launch:
     """The launch of one configuration, whatever chose it."""
-    atom = tile.store_atom(out_bytes)
+    store = tile.store(out_bytes, smem_bytes)
     template: tuple[tuple[str, int | bool | str], ...] = (
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
@@ -62,8 +62,8 @@ def launch(
         ("kClusterRows", tile.cluster_rows),
         ("kClusterColumns", tile.cluster_columns),
         ("kGroup", tile.group),
-        ("kStoreColumns", tile.store_columns(out_bytes, smem_bytes) if tile.stores_by_tma else tile.columns),
-        ("kStoreAtomBytes", atom),
+        ("kStoreAtomBytes", store.atom_bytes),
+        ("kStoreBuffers", store.buffers),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
@@ -80,8 +80,8 @@ def launch(
         "bfloat16" if out_bytes == 2 else "float32",
         (n, m),
         (n * out_bytes,),
-        (atom // out_bytes, 64),
-        swizzle=atom,
+        (store.atom_bytes // out_bytes, 16),
+        swizzle=store.atom_bytes,
     )
     return Launch(
         kernel=Kernel("sm90_fp8_gemm_1d2d", template),
