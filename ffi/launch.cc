@@ -106,9 +106,6 @@ void LaunchState::CheckParameters(const cuda::Driver& driver, cuda::Kernel kerne
     if (size != argument.size) {
       Invalid(argument.label, " has ", argument.size, " bytes, the kernel's parameter has ", size);
     }
-    if (argument.kind == Argument::Kind::kTensorMap && offset % 64 != 0) {
-      Invalid(argument.label, ": the kernel's parameter is not aligned to 64 bytes");
-    }
   }
   if (driver.KernelGetParamInfo(kernel, launch.arguments.size(), &offset, &size) == cuda::kSuccess) {
     Invalid("the launch has ", launch.arguments.size(), " arguments, the kernel takes more");

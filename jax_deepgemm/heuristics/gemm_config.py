@@ -88,7 +88,7 @@ class GemmConfig:
         widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
         whole = row_bytes // widest * self.waves
         choices = [Store(widest, whole)]
-        choices += [Store(b, n) for b, n in ((widest, 2), (widest // 2, 4), (widest // 2, 2)) if b >= 32]
+        choices += [Store(b, n) for b, n in ((widest, 2), (widest // 2, 4), (widest // 2, 2)) if b >= 16 * out_bytes]
         choices = [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
         stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
         enough = min(5, max(stages))

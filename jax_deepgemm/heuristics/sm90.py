@@ -12,27 +12,26 @@ from collections.abc import Iterator
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig
 
 # Clusters of a size that an H100 holds at once: its 132 processors come in groups of 16 and 18, some cut short.
-RESIDENT_CLUSTERS = {1: 132, 2: 66, 3: 36, 4: 28, 5: 20, 6: 16, 7: 14, 8: 14}
+RESIDENT_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 
 CLOCK_MHZ = 1700
-STEP_CYCLES = 279  # from a stage's arrival to its products, and their promotion's latency: once a stage
+STEP_CYCLES = 243  # from a stage's arrival to its products, and their promotion's latency: once a stage
 PROMOTE_CYCLES = 0.4  # a column, of a warpgroup's 64 rows
-PROMOTE_SWAPPED_CYCLES = 0.275  # more, since each column has a scale of its own
-L2_BYTES_PER_US = 10.2e6
-SM_BYTES_PER_US = 71.3e3  # into one processor
+PROMOTE_SWAPPED_CYCLES = 2.0  # more, since each column has a scale of its own
+SM_BYTES_PER_US = 75e3  # into one processor
 DRAM_BYTES_PER_US = 2.3e6
 LAUNCH_US = 3.5
-STORE_US = 2.09  # of a tile of 128 x 128
-SPLIT_US = 4.76  # the partial tiles' exchange ...
-SPLIT_STORE_US = 1.45  # ... for a tile of 128 x 128 ...
-SPLIT_PEER_US = 0.018  # ... and for each CTA of the cluster
+STORE_US = 2.2  # of a tile of 128 x 128
+SPLIT_US = 4.4  # the partial tiles' exchange ...
+SPLIT_STORE_US = 2.7  # ... for a tile of 128 x 128 ...
+SPLIT_PEER_US = 0.07  # ... and for each CTA of the cluster
 MULTICAST_US = 1.0  # for CTAs that wait for each other
 
 
 @functools.lru_cache(maxsize=4096)
 def fp8_gemm(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> GemmConfig:
     """The configuration for D[m, n] = A[m, k] B[n, k]^T on `num_sms` processors with `smem_bytes` a block."""
-    fitting = (c for c in candidates(m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 2)
+    fitting = (c for c in candidates(m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
     # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
     return min(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms), -c.stage_blocks))
 
@@ -81,17 +80,15 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
     """The model's time in microseconds."""
     rows, columns = ceil_div(n if c.swap else m, c.rows), ceil_div(m if c.swap else n, c.columns)
     clusters = ceil_div(rows, c.cluster_rows) * ceil_div(columns, c.cluster_columns)
-    resident = resident_clusters(c.cluster, num_sms)
-    waves, active = ceil_div(clusters, resident), min(clusters, resident) * c.cluster
+    waves = ceil_div(clusters, resident_clusters(c.cluster, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
     steps = blocks // c.stage_blocks + blocks % c.stage_blocks
 
     tensor = 2 * c.columns * c.rows / 64 * blocks
     promote = PROMOTE_CYCLES + PROMOTE_SWAPPED_CYCLES * c.swap
     warpgroup = c.waves * ((2 + promote) * c.columns * blocks + STEP_CYCLES * steps)
-    loaded = (c.rows / c.cluster_columns + c.columns / c.cluster_rows) * BLOCK_K * blocks
     landed = (c.rows + c.columns) * BLOCK_K * blocks
-    multiply = max(max(tensor, warpgroup) / CLOCK_MHZ, loaded * active / L2_BYTES_PER_US, landed / SM_BYTES_PER_US)
+    multiply = ((max(tensor, warpgroup) / CLOCK_MHZ) ** 8 + (landed / SM_BYTES_PER_US) ** 8) ** 0.125
     area = c.rows * c.columns / (128 * 128)
     store = STORE_US * area
     if c.split_k > 1:
