@@ -1,0 +1,184 @@
+"""What XLA makes of `fp8_gemm_nt` for GPUs that are not there."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_deepgemm import fp8_gemm_nt, per_token_cast_to_fp8, warn
+from tests.deviceless import LAUNCH, computations, devices, moves, opcode, sharding
+
+M, N, K = 256, 1024, 1024
+X = jax.ShapeDtypeStruct((M, K), jnp.bfloat16)
+A = tuple(jax.ShapeDtypeStruct(s, d) for s, d in (((M, K), jnp.float8_e4m3fn), ((M, K // 128), jnp.float32)))
+B = tuple(jax.ShapeDtypeStruct(s, d) for s, d in (((N, K), jnp.float8_e4m3fn), ((N // 128, K // 128), jnp.float32)))
+C = jax.ShapeDtypeStruct((M, N), jnp.bfloat16)
+TRANSPOSED = jax.ShapeDtypeStruct((K // 128, M), jnp.float32)  # A's scales with M fastest
+
+
+def compiled(
+    function: Callable[..., Any],
+    *args: Any,
+    gpu: str = "h100",
+    donate: Sequence[int] = (),
+    options: dict[str, Any] | None = None,
+) -> str:
+    """The optimised program for one GPU."""
+    on = sharding(gpu)
+    jitted = jax.jit(function, in_shardings=on, out_shardings=on, donate_argnums=donate)
+    return jitted.lower(*args).compile(compiler_options=options).as_text()
+
+
+def with_c(a: Any, b: Any, c: jax.Array) -> jax.Array:
+    return fp8_gemm_nt(a, b, c=c)
+
+
+def test_one_call_and_nothing_moved_after_a_cast() -> None:
+    program = compiled(lambda x, b: fp8_gemm_nt(per_token_cast_to_fp8(x), b), X, B)
+    assert program.count(LAUNCH) == 1
+    assert moves(program) == []
+    # What computes the scales writes them with M fastest.
+    assert {opcode(i) for i in computations(program)["ENTRY"]} <= {
+        "parameter",
+        "bitcast",
+        "get-tuple-element",
+        "fusion",
+        "custom-call",
+    }
+
+
+def test_scales_kept_transposed_are_taken_as_they_are() -> None:
+    def function(data: jax.Array, scale: jax.Array, b: Any) -> jax.Array:
+        return fp8_gemm_nt((data, scale.T), b)
+
+    program = compiled(function, A[0], TRANSPOSED, B)
+    entry = [opcode(i) for i in computations(program)["ENTRY"]]
+    assert sorted(entry) == ["bitcast", "custom-call", *["parameter"] * 4]
+
+
+def test_row_major_scales_of_arguments_are_transposed_once() -> None:
+    """And so this file's eye for moves is open."""
+    program = compiled(fp8_gemm_nt, A, B)
+    assert program.count(LAUNCH) == 1
+    assert len(moves(program)) == 1
+
+
+def command_buffers(folder: pathlib.Path, function: Callable[..., Any], *args: Any, donate: Sequence[int] = ()) -> list:
+    """The commands of the only thing that XLA would execute, a command buffer."""
+    compiled(function, *args, donate=donate, options={"xla_dump_to": str(folder)})
+    (thunks,) = folder.glob("*.thunk_sequence_after_thunk_passes.txt")
+    outer, *inner = thunks.read_text().strip().splitlines()
+    assert "kCommandBuffer" in outer
+    return [re.findall(r"^\s+\d+: (k\w+)", line) for line in inner]
+
+
+def test_a_chain_of_five_is_a_command_buffer(tmp_path: pathlib.Path) -> None:
+    def chain(data: jax.Array, scale: jax.Array, weights: Sequence[Any], c: jax.Array) -> jax.Array:
+        for b in weights:
+            c = with_c((data, scale.T), b, c)
+        return c
+
+    commands = command_buffers(tmp_path, chain, A[0], TRANSPOSED, [B] * 5, C, donate=[3])
+    assert commands == [["kCustomCall"]] * 5
+
+
+def test_casts_between_are_in_the_command_buffer(tmp_path: pathlib.Path) -> None:
+    def layers(x: jax.Array, weights: Sequence[Any]) -> jax.Array:
+        for b in weights:
+            x = fp8_gemm_nt(per_token_cast_to_fp8(x), b)
+        return x
+
+    commands = command_buffers(tmp_path, layers, X, [B] * 5)
+    assert commands.count(["kCustomCall"]) == 5
+    assert [] not in commands
+
+
+def test_a_donated_c_becomes_the_result() -> None:
+    def function(data: jax.Array, scale: jax.Array, b: Any, c: jax.Array) -> jax.Array:
+        return with_c((data, scale.T), b, c)
+
+    donated = compiled(function, A[0], TRANSPOSED, B, C, donate=[3])
+    assert moves(donated) == []
+    assert "output_to_operand_aliasing={{}: (4, {})}" in donated
+    assert re.search(r"input_output_alias=\{ \{\}: \(4, \{\}, \w+-alias\) \}", donated)
+    (copy,) = moves(compiled(function, A[0], TRANSPOSED, B, C))
+    assert "bf16" in copy and opcode(copy) == "copy"
+
+
+def mesh_of(*sizes: int, gpu: str = "h100") -> Mesh:
+    return Mesh(np.array(devices(gpu, int(np.prod(sizes)))).reshape(sizes), ("x", "y")[: len(sizes)])
+
+
+def placed(tree: Any, mesh: Mesh, *specs: P) -> Any:
+    """The leaves of `tree`, sharded. One spec serves all of them."""
+    leaves, structure = jax.tree.flatten(tree)
+    specs = specs * len(leaves) if len(specs) == 1 else specs
+    shardings = [NamedSharding(mesh, s) for s in specs]
+    return structure.unflatten(
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(leaves, shardings, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "sizes, a, b, out, local, communicates",
+    [
+        ((8,), P("x"), P(), P("x"), (32, 1024), set()),
+        ((8,), P(), P("x"), P(None, "x"), (256, 128), set()),
+        ((4, 2), P("x"), P("y"), P("x", "y"), (64, 512), set()),
+        ((8,), P(None, "x"), P(None, "x"), P(), (256, 1024), {"all-reduce"}),
+        ((4, 2), P("x", "y"), P(None, "y"), P("x"), (64, 1024), {"all-reduce"}),
+    ],
+    ids=["m", "n", "m and n", "k", "m and k"],
+)
+@pytest.mark.parametrize("casts", [False, True])
+def test_eight_gpus(
+    sizes: tuple[int, ...], a: P, b: P, out: P, local: tuple[int, int], communicates: set[str], casts: bool
+) -> None:
+    mesh = mesh_of(*sizes)
+
+    def function(x: Any, b: Any) -> jax.Array:
+        return fp8_gemm_nt(per_token_cast_to_fp8(x) if casts else x, b)
+
+    jitted = jax.jit(function, out_shardings=NamedSharding(mesh, out))
+    program = jitted.lower(placed(X if casts else A, mesh, a), placed(B, mesh, b)).compile().as_text()
+    assert program.count(LAUNCH) == 1
+    found = re.findall(r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
+    assert set(found) == communicates
+    (call,) = [line for line in program.splitlines() if LAUNCH in line]
+    m, n = local
+    assert f"[{m},{n}]" in call.split(" custom-call(")[0]
+    # Partial results are summed in float32.
+    assert ("f32[" if communicates else "bf16[") in call.split(" custom-call(")[0]
+
+
+def test_shard_map_over_gpus() -> None:
+    mesh = mesh_of(4, 2)
+    function = jax.shard_map(fp8_gemm_nt, mesh=mesh, in_specs=(P("x"), P("y")), out_specs=P("x", "y"))
+    program = jax.jit(function).lower(placed(A, mesh, P("x")), placed(B, mesh, P("y"))).compile().as_text()
+    assert program.count(LAUNCH) == 1
+    assert "all-gather" not in program
+
+
+def test_blackwell_takes_the_reference() -> None:
+    warn.warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="no kernels for NVIDIA B200"):
+        program = compiled(with_c, A, B, C, gpu="b200")
+    assert "jax_deepgemm.launch" not in program
+    assert re.search(r"-> bf16\[256,1024\]", program)
+
+
+@pytest.mark.filterwarnings("ignore:jax_deepgemm has no kernels")
+def test_several_blackwells_gather_nothing_either() -> None:
+    mesh = mesh_of(8, gpu="b200")
+    program = jax.jit(fp8_gemm_nt).lower(placed(A, mesh, P("x")), placed(B, mesh, P())).compile().as_text()
+    assert "jax_deepgemm.launch" not in program
+    assert "all-gather" not in program
