@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.typing import DTypeLike
 
 
@@ -28,8 +29,8 @@ jax.export.register_namedtuple_serialization(Quantized, serialized_name="jax_dee
 
 
 def describe(x: Any) -> str:
-    """`bfloat16[4096,7168]` for an array, the type's name for anything else."""
-    if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
+    """`bfloat16[4096,7168]` for an array or its abstract value, the type's name for anything else."""
+    if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ShapedArray)):
         return f"{x.dtype}[{','.join(map(str, x.shape))}]"
     return type(x).__name__
 

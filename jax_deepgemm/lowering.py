@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import mlir
 
-from jax_deepgemm import _native, compile, partition
+from jax_deepgemm import _native, checks, compile, env, partition
 from jax_deepgemm.config import Config
+from jax_deepgemm.launch import Launch
 from jax_deepgemm.op import Op
 from jax_deepgemm.target import lowering_target
 from jax_deepgemm.warn import warn_once
@@ -50,6 +52,8 @@ def lower_cuda(
     launch = op.plan(avals, ctx.avals_out, params, target, settings) if target and static else None
     if not launch or not target:
         return reference()
+    if env.PRINT_CONFIGS.flag():
+        print(f"{_call(op, avals, ctx.avals_out)}: {_describe(launch, target.arch)}", file=sys.stderr)
     try:
         binary = compile.compile_kernel(launch.kernel, target.arch)
     except compile.NvrtcUnavailable as error:
@@ -63,3 +67,15 @@ def lower_cuda(
         operand_output_aliases=dict(op.aliases(avals, params)) if op.aliases else None,
     )
     return lower(ctx, *operands, **launch.attributes(binary))
+
+
+def _call(op: Op, avals: Any, out_avals: Any) -> str:
+    operands, results = (", ".join(checks.describe(a) for a in side) for side in (avals, out_avals))
+    return f"{op.name}({operands}) -> {results}"
+
+
+def _describe(launch: Launch, arch: str) -> str:
+    grid, block, cluster = ("x".join(map(str, sizes)) for sizes in (launch.grid, launch.block, launch.cluster))
+    text = f"{compile.describe(launch.kernel, arch)}, grid {grid}, block {block}, cluster {cluster}"
+    pdl = ", programmatic dependent launch" if launch.pdl else ""
+    return f"{text}, {launch.shared_memory} bytes of shared memory{pdl}"

@@ -52,3 +52,13 @@ def moves(program: str) -> list[str]:
         return ({opcode(i) for i in bodies[called[1]]} if called else {opcode(instruction)}) - _FREE
 
     return [i for i in bodies["ENTRY"] if (done := work(i)) and done <= _MOVES]
+
+
+def commands(folder: pathlib.Path) -> list[str]:
+    """The kinds of what is inside the command buffer of a program dumped to `folder`, which is all that it runs."""
+    (thunks,) = folder.glob("*.thunk_sequence_after_thunk_passes.txt")
+    outer, *inner = thunks.read_text().strip().splitlines()
+    assert "kCommandBuffer" in outer
+    found = [re.match(r"\s+\d+: (k\w+)", line) for line in inner]
+    assert all(found), inner
+    return [f[1] for f in found if f]

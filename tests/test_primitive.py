@@ -16,6 +16,7 @@ from jax_deepgemm.launch import Kernel, Launch, Pointer
 from jax_deepgemm.op import Op
 from jax_deepgemm.primitive import make
 
+KERNEL = Kernel("add", (("kTwo", 2),))
 X, ROW = jnp.arange(12.0).reshape(3, 4), jnp.arange(4.0)
 SAFE = [jax.export.DisabledSafetyCheck.custom_call("jax_deepgemm.launch")]
 
@@ -23,7 +24,8 @@ SAFE = [jax.export.DisabledSafetyCheck.custom_call("jax_deepgemm.launch")]
 def plan(avals, out_avals, params, target, config):
     if avals[0].shape[0] > 100:
         return None
-    return Launch(Kernel("add"), (config.num_sms or target.num_sms, 1, 1), (32, 1, 1), tuple(map(Pointer, range(3))))
+    grid = (config.num_sms or target.num_sms, 1, 1)
+    return Launch(KERNEL, grid, (32, 1, 1), tuple(map(Pointer, range(3))), pdl=config.pdl)
 
 
 OP = Op(
@@ -64,11 +66,24 @@ def calls(module: str) -> list[str]:
 def test_cuda_lowers_to_one_call_with_layouts_and_aliases(compiled):
     with set_target(H100):
         (call,) = calls(exported(lambda x, r: add(x, r, flag=1)[0], X, ROW).mlir_module())
-    assert compiled == [(Kernel("add"), "sm_90a")]
+    assert compiled == [(KERNEL, "sm_90a")]
     assert "operand_layouts = [dense<[0, 1]> : tensor<2xindex>, dense<0> : tensor<1xindex>]" in call
     assert "result_layouts = [dense<[0, 1]> : tensor<2xindex>]" in call
     assert re.search(r"output_operand_alias<output_tuple_indices = \[\],\s*operand_index = 0", call)
     assert 'symbol = "add_symbol"' in call and "grid = dense<[132, 1, 1]>" in call
+
+
+def test_launches_are_printed_when_asked_for(compiled, monkeypatch, capsys):
+    with set_target(H100):
+        exported(lambda x, r: add(x, r)[0], X, ROW)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setenv("JAX_DEEPGEMM_PRINT_CONFIGS", "1")
+        exported(lambda x, r: add(x, r)[0], X, ROW)
+        exported(lambda x, r: add(x, r)[0], jnp.zeros((101, 4)), ROW)  # by reference
+    assert capsys.readouterr().err == (
+        "add(float32[3,4], float32[4]) -> float32[3,4]: kernel add<kTwo=2> for sm_90a, grid 132x1x1, block 32x1x1, "
+        "cluster 1x1x1, 0 bytes of shared memory, programmatic dependent launch\n"
+    )
 
 
 def test_defaults_of_layouts_and_aliases(compiled):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pathlib
 import types
 import warnings
 from typing import Any
@@ -9,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
@@ -17,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import config, warn
 from jax_deepgemm.target import H100, Target, lowering_target
+from tests.deviceless import devices
 
-TARGETS = pathlib.Path(__file__).parent / "targets"
 X = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 
 _found: list[Target | None] = []
@@ -43,12 +41,6 @@ def probe(x: jax.Array) -> jax.Array:
 def fresh() -> None:
     _found.clear()
     warn.warn_once.cache_clear()
-
-
-def devices(name: str, topology: str = "1x1x1") -> list[Any]:
-    pytest.importorskip("jax_cuda13_plugin", reason="needs JAX's CUDA plugin")
-    text = (TARGETS / f"{name}.txtpb").read_text()
-    return list(topologies.get_topology_desc(platform="cuda", target_config=text, topology=topology).devices)
 
 
 def test_from_topology_device() -> None:
@@ -88,7 +80,7 @@ def test_deviceless_topology() -> None:
 
 @pytest.mark.parametrize("manual", [False, True])
 def test_deviceless_mesh(manual: bool) -> None:
-    mesh = Mesh(np.array(devices("h100", "1x1x4")), ("x",))
+    mesh = Mesh(np.array(devices("h100", 4)), ("x",))
     f = jax.shard_map(probe, mesh=mesh, in_specs=P("x"), out_specs=P("x")) if manual else probe
     jax.jit(f).lower(jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=NamedSharding(mesh, P("x"))))
     assert _found == [H100]
