@@ -43,8 +43,9 @@ struct Barrier {
         asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
     }
 
-    // Arrives on the barrier at this offset in the shared memory of CTA `rank` of the cluster. Tells it that this thread
-    // has read; ordering it after writes to shared memory, at cluster scope, would cost a fence: `publish_remote`.
+    // Arrives on the barrier at this offset in the shared memory of CTA `rank` of the cluster. Tells it that this
+    // thread has read; ordering it after writes to shared memory, at cluster scope, would cost a fence:
+    // `publish_remote`.
     __device__ __forceinline__ void arrive_remote(u32 rank) {
         asm volatile(
             "{\n"

@@ -26,14 +26,16 @@ __device__ __forceinline__ void write_four(Out* d, const Out* c, u64 offset, flo
             const float4 old = *reinterpret_cast<const float4*>(c + offset);
             v.x += old.x, v.y += old.y, v.z += old.z, v.w += old.w;
         }
-        asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(d + offset), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+        asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(d + offset), "f"(v.x), "f"(v.y), "f"(v.z),
+                     "f"(v.w)
                      : "memory");
     } else {
         if constexpr (kHasC) {
             const uint2 old = *reinterpret_cast<const uint2*>(c + offset);
             v.x += bf16_low(old.x), v.y += bf16_high(old.x), v.z += bf16_low(old.y), v.w += bf16_high(old.y);
         }
-        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(d + offset), "r"(pack_bf16(v.x, v.y)), "r"(pack_bf16(v.z, v.w))
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(d + offset), "r"(pack_bf16(v.x, v.y)),
+                     "r"(pack_bf16(v.z, v.w))
                      : "memory");
     }
 }

@@ -4,53 +4,24 @@
 // computed transposed) and the tokens the columns. Below, "rows" and "columns" are wgmma's; M and N those of D.
 //
 // One producer warp fills a ring of stages (TMA) of kStageBlocks x 128 of K; kMathGroups warpgroups multiply, and every
-// 128 of K add the scaled product to FP32 registers, since the tensor cores keep few mantissa bits. CTAs of a cluster either
-// share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK > 1).
+// 128 of K add the scaled product to FP32 registers, since the tensor cores keep few mantissa bits. CTAs of a cluster
+// either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK >
+// 1).
 #pragma once
 #include "common/barrier.cuh"
-#include "common/split_k.cuh"
-#include "common/tile_order.cuh"
+#include "common/gemm_epilogue.cuh"
+#include "common/gemm_layout.cuh"
+#include "common/gemm_walk.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
-
-constexpr u32 kBlockK = 128;      // of K in a block: one scale, one 128-byte swizzled row
-constexpr u32 kScaleBlock = 128;  // rows of B under one scale
-
-// Shared memory, in the order of its members; `plan` in Python computes the same total.
-template <class Config>
-struct SharedLayout {
-    static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns;
-    static constexpr u32 kTileM = Config::kSwap ? kColumns : kRows, kTileN = Config::kSwap ? kRows : kColumns;
-    static constexpr bool kStoreByTma = !Config::kSwap && Config::kSplitK == 1;
-    static constexpr u32 kOutBytes = sizeof(typename Config::Out);
-
-    // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB =
-        kScaleBlock % kTileN == 0 ? 1 : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock : ceil_div(kTileN, kScaleBlock) + 1;
-
-    static constexpr u32 kRowsBytes = kRows * kBlockK;
-    static constexpr u32 kColumnsBytes = kColumns * kBlockK;
-    static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
-    static constexpr u32 kScalesBytes = align_up(kTileM * 4 + 16, 16);  // of a block: A's, then B's
-    static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
-
-    // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.
-    static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
-    static constexpr u32 kAtomBytes = 16 * Config::kStoreAtomBytes;
-    static constexpr u32 kWarpStoreBytes = Config::kStoreBuffers * kAtomBytes;
-    // Otherwise: the FP32 tile [kTileM][kPitch]; the pitch spreads the accumulator fragments over the banks.
-    static constexpr u32 kPitch = kTileN + (Config::kSwap ? 4 : 8);
-    static constexpr u32 kEpilogueBytes = kStoreByTma ? Config::kMathGroups * 4 * kWarpStoreBytes : align_up(kTileM * kPitch * 4, 1024);
-
-    // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
-    static constexpr u32 kEpilogue = kBlocks * kBlockBytes;
-    static constexpr u32 kScales = kEpilogue + kEpilogueBytes;
-    static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
-};
 
 template <class Config>
 struct Sm90Fp8Gemm1d2d {
     using Layout = SharedLayout<Config>;
+    using Shared = SharedMemory<Config>;
+    using Walk = GemmWalk<Config>;
+    using Epilogue = GemmEpilogue<Config>;
+    using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns;
@@ -60,62 +31,12 @@ struct Sm90Fp8Gemm1d2d {
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
     static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
 
-    // Where the tiles of this CTA are, the same walk for the producer and the math warps.
-    struct Walk {
-        TileOrder<Config::kGroup> order;
-        u32 first, step, rank;
-        u32 k_begin, k_blocks;
-
-        __device__ __forceinline__ Walk(u32 m, u32 n, u32 k) {
-            constexpr u32 kPerCluster = kCluster * kSplitK;
-            rank = kPerCluster > 1 ? cluster_rank() : 0;
-            const u32 rows = ceil_div(Config::kSwap ? n : m, Config::kRows);
-            const u32 columns = ceil_div(Config::kSwap ? m : n, Config::kColumns);
-            order = {ceil_div(rows, Config::kClusterRows), ceil_div(columns, Config::kClusterColumns)};
-            first = blockIdx.x / kPerCluster;
-            step = gridDim.x / kPerCluster;
-            const u32 all = ceil_div(k, kBlockK), part = kSplitK > 1 ? rank : 0;
-            k_begin = all * part / kSplitK;
-            k_blocks = all * (part + 1) / kSplitK - k_begin;
-        }
-
-        // The tile's corner along wgmma's rows and columns, in elements.
-        __device__ __forceinline__ Tile corner(u32 index) const {
-            const Tile tile = order[index];
-            const u32 row = tile.row * Config::kClusterRows + (Config::kClusterRows > 1 ? rank : 0);
-            const u32 column = tile.column * Config::kClusterColumns + (Config::kClusterColumns > 1 ? rank : 0);
-            return {row * Config::kRows, column * Config::kColumns};
-        }
-    };
-
-    struct Pipeline {
-        u32 stage = 0, phase = 0;
-        __device__ __forceinline__ void advance() {
-            if (++stage == Config::kStages) stage = 0, phase ^= 1;
-        }
-    };
-
-    struct Shared {
-        u8* base;
-        __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
-        __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
-        __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
-        __device__ __forceinline__ float* scales_a(u32 block) const {
-            return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);
-        }
-        __device__ __forceinline__ float* scales_b(u32 block) const { return scales_a(block) + Layout::kTileM; }
-        __device__ __forceinline__ Barrier* barriers() const { return reinterpret_cast<Barrier*>(base + Layout::kBarriers); }
-        __device__ __forceinline__ Barrier& full(u32 s) const { return barriers()[s]; }
-        __device__ __forceinline__ Barrier& empty(u32 s) const { return barriers()[Config::kStages + s]; }
-        __device__ __forceinline__ Barrier& partials_ready() const { return barriers()[2 * Config::kStages]; }
-        __device__ __forceinline__ Barrier& partials_read() const { return barriers()[2 * Config::kStages + 1]; }
-    };
-
     // ---- producer -------------------------------------------------------------------------------------------------
 
     // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
     template <u32 kExtent, u32 kShare>
-    static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at, u32 rank) {
+    static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
+                                                     u32 rank) {
         if constexpr (kShare == 1) {
             tma_load_2d(to, map, full, k, at);
         } else {
@@ -126,11 +47,13 @@ struct Sm90Fp8Gemm1d2d {
 
     // Copies 4 bytes at a time: the scales of a tile begin at any multiple of 4 bytes, where TMA wants 16.
     static __device__ __forceinline__ void load_scales(const Shared& shared, u32 block, const float* scales_a,
-                                                       const float* scales_b, u32 lane, u32 m_left, u32 blocks_b, u32 stride_b) {
+                                                       const float* scales_b, u32 lane, u32 m_left, u32 blocks_b,
+                                                       u32 stride_b) {
 #pragma unroll
         for (u32 i = 0; i < Layout::kTileM; i += 32) {
             // Rows beyond M keep what the stage held before: nobody stores them.
-            if (i + lane < min(Layout::kTileM, m_left)) async_copy_4_bytes(shared.scales_a(block) + i + lane, scales_a + i + lane);
+            if (i + lane < min(Layout::kTileM, m_left))
+                async_copy_4_bytes(shared.scales_a(block) + i + lane, scales_a + i + lane);
         }
         if (lane < min(Layout::kScalesB, blocks_b))
             async_copy_4_bytes(shared.scales_b(block) + lane, scales_b + static_cast<u64>(lane) * stride_b);
@@ -164,8 +87,8 @@ struct Sm90Fp8Gemm1d2d {
                         const u32 at_k = (walk.k_begin + i + j) * kBlockK;
                         load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
                                                                           corner.row, walk.rank);
-                        load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full, at_k,
-                                                                          corner.column, walk.rank);
+                        load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
+                                                                          at_k, corner.column, walk.rank);
                     }
                 }
                 __syncwarp();
@@ -179,11 +102,8 @@ struct Sm90Fp8Gemm1d2d {
 
     // ---- math -----------------------------------------------------------------------------------------------------
 
-    struct Fragment {  // of wgmma's accumulators: this thread's rows `row`, `row + 8` of 64 and columns 8 j + `column` + 0, 1
-        u32 row, column;
-    };
-
-    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows, const u8* columns) {
+    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows,
+                                                    const u8* columns) {
         const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
 #pragma unroll
         for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
@@ -293,8 +213,8 @@ struct Sm90Fp8Gemm1d2d {
         });
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d, u32 m,
-                                                   u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
@@ -324,126 +244,21 @@ struct Sm90Fp8Gemm1d2d {
                         step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, release_stage);
                     } else {
 #pragma unroll 1
-                        for (u32 j = 0; j < count; ++j) step<1>(shared, sum[w], first + j, group, row, at, shift, [] {});
+                        for (u32 j = 0; j < count; ++j)
+                            step<1>(shared, sum[w], first + j, group, row, at, shift, [] {});
                         release_stage();
                     }
                 }
             }
             if constexpr (Layout::kStoreByTma) {
-                store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
-                store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0, tile_phase, m, n);
+                Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
+                                         tile_phase, m, n);
             }
         }
         if (group == 0) wait_turn(group);  // the turn that nobody took
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
-    }
-
-    // ---- epilogues ------------------------------------------------------------------------------------------------
-
-    static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
-        if (column >= n) return;
-#pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            if (row + 8 * half >= m) continue;
-            const Out* from = c + static_cast<u64>(row + 8 * half) * n + column;
-            if constexpr (sizeof(Out) == 4) {
-                const float2 old = *reinterpret_cast<const float2*>(from);
-                v[2 * half] += old.x, v[2 * half + 1] += old.y;
-            } else {
-                const u32 old = *reinterpret_cast<const u32*>(from);
-                v[2 * half] += bf16_low(old), v[2 * half + 1] += bf16_high(old);
-            }
-        }
-    }
-
-    // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so that
-    // no warp waits for another, and waits for its store of kStoreBuffers atoms ago alone.
-    static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
-                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n) {
-        constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
-        constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
-        static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
-        u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
-#pragma unroll
-        for (u32 w = 0; w < kWaves; ++w) {
-            const u32 row = corner.row + (w * kGroups + group) * 64;
-            float(&v)[kAccumulators] = sum[w];
-#pragma unroll
-            for (u32 j = 0; j < kAtoms; ++j) {
-                u8* const atom = staging + (w * kAtoms + j) % kBuffers * Layout::kAtomBytes;
-                tma_store_wait_read<kBuffers - 1>();  // of the lane that stores: the others have none
-                __syncwarp();
-#pragma unroll
-                for (u32 within = 0; within < kAtom; within += 16) {
-                    const u32 column = j * kAtom + within, i = column / 2;
-                    if constexpr (Config::kHasC) {
-                        const u32 at_n = corner.column + column + at.column;
-                        add_c(*reinterpret_cast<float(*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
-                        add_c(*reinterpret_cast<float(*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);
-                    }
-                    if constexpr (sizeof(Out) == 2) {
-                        const u32 to = swizzled<kAtomRow>(lane % 16 * kAtomRow + (within + lane / 16 * 8) * 2);
-                        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                                         shared_address(atom + to)),
-                                     "r"(pack_bf16(v[i], v[i + 1])), "r"(pack_bf16(v[i + 2], v[i + 3])),
-                                     "r"(pack_bf16(v[i + 4], v[i + 5])), "r"(pack_bf16(v[i + 6], v[i + 7]))
-                                     : "memory");
-                    } else {
-#pragma unroll
-                        for (u32 q = 0; q < 4; ++q) {
-                            const u32 to = (lane / 4 + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
-                            *reinterpret_cast<float2*>(atom + swizzled<kAtomRow>(to)) = make_float2(v[i + 2 * q], v[i + 2 * q + 1]);
-                        }
-                    }
-                }
-                fence_async_proxy();
-                __syncwarp();
-                if (lane == 0) {
-                    tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
-                    tma_store_commit();
-                }
-            }
-        }
-    }
-
-    static __device__ __forceinline__ void store_by_split(const Shared& shared, const float (&sum)[kWaves][kAccumulators],
-                                                          const Out* c, Out* d, Tile corner, Fragment at, u32 group,
-                                                          u32 thread, u32 rank, u32 phase, u32 m, u32 n) {
-        constexpr u32 kPitch = Layout::kPitch;
-        float* const partial = reinterpret_cast<float*>(shared.epilogue());
-        // Peers may still read the partial tile of the iteration before.
-        if constexpr (kSplitK > 1) shared.partials_read().wait(phase ^ 1);
-        if constexpr (kSplitK == 1) named_barrier_sync(1, kMathThreads);
-#pragma unroll
-        for (u32 w = 0; w < kWaves; ++w) {
-            const u32 row = (w * kGroups + group) * 64 + at.row;
-#pragma unroll
-            for (u32 j = 0; j < kColumns / 8; ++j) {
-                const float* v = &sum[w][4 * j];
-                const u32 column = 8 * j + at.column;
-                if constexpr (Config::kSwap) {
-                    partial[column * kPitch + row] = v[0], partial[(column + 1) * kPitch + row] = v[1];
-                    partial[column * kPitch + row + 8] = v[2], partial[(column + 1) * kPitch + row + 8] = v[3];
-                } else {
-                    *reinterpret_cast<float2*>(partial + row * kPitch + column) = make_float2(v[0], v[1]);
-                    *reinterpret_cast<float2*>(partial + (row + 8) * kPitch + column) = make_float2(v[2], v[3]);
-                }
-            }
-        }
-        named_barrier_sync(1, kMathThreads);
-        if constexpr (kSplitK > 1) {
-            if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
-            shared.partials_ready().wait_cluster(phase);
-        }
-        const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads>(partial, d, c, m0, n0, m, n, rank,
-                                                                                         thread);
-        if constexpr (kSplitK > 1) {
-            named_barrier_sync(1, kMathThreads);
-            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
-        }
     }
 };
 
@@ -451,7 +266,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     sm90_fp8_gemm_1d2d(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
                        const __grid_constant__ TensorMap d_map, const float* scales_a, const float* scales_b,
-                        const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
+                       const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
     using Gemm = Sm90Fp8Gemm1d2d<Config>;
     extern __shared__ __align__(1024) u8 shared_memory[];
     const typename Gemm::Shared shared{shared_memory};

@@ -1,0 +1,128 @@
+// From the accumulators of a GEMM tile to D, adding C where there is one.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/gemm_layout.cuh"
+#include "common/split_k.cuh"
+#include "common/tile_order.cuh"
+#include "common/tma.cuh"
+
+// Of a warpgroup's accumulators of 64 rows, a thread holds rows `row`, `row + 8` and columns 8 j + `column` + 0, 1.
+struct Fragment {
+    u32 row, column;
+};
+
+template <class Config>
+struct GemmEpilogue {
+    using Layout = SharedLayout<Config>;
+    using Shared = SharedMemory<Config>;
+    using Out = typename Config::Out;
+    static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
+    static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;
+
+    static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
+        if (column >= n) return;
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            if (row + 8 * half >= m) continue;
+            const Out* from = c + static_cast<u64>(row + 8 * half) * n + column;
+            if constexpr (sizeof(Out) == 4) {
+                const float2 old = *reinterpret_cast<const float2*>(from);
+                v[2 * half] += old.x, v[2 * half + 1] += old.y;
+            } else {
+                const u32 old = *reinterpret_cast<const u32*>(from);
+                v[2 * half] += bf16_low(old), v[2 * half + 1] += bf16_high(old);
+            }
+        }
+    }
+
+    // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so
+    // that no warp waits for another, and waits for its store of kStoreBuffers atoms ago alone.
+    static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
+                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
+                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n) {
+        constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
+        constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
+        static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
+        u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
+#pragma unroll
+        for (u32 w = 0; w < kWaves; ++w) {
+            const u32 row = corner.row + (w * kGroups + group) * 64;
+            float (&v)[kAccumulators] = sum[w];
+#pragma unroll
+            for (u32 j = 0; j < kAtoms; ++j) {
+                u8* const atom = staging + (w * kAtoms + j) % kBuffers * Layout::kAtomBytes;
+                tma_store_wait_read<kBuffers - 1>();  // of the lane that stores: the others have none
+                __syncwarp();
+#pragma unroll
+                for (u32 within = 0; within < kAtom; within += 16) {
+                    const u32 column = j * kAtom + within, i = column / 2;
+                    if constexpr (Config::kHasC) {
+                        const u32 at_n = corner.column + column + at.column;
+                        add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
+                        add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);
+                    }
+                    if constexpr (sizeof(Out) == 2) {
+                        const u32 to = swizzled<kAtomRow>(lane % 16 * kAtomRow + (within + lane / 16 * 8) * 2);
+                        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                                         shared_address(atom + to)),
+                                     "r"(pack_bf16(v[i], v[i + 1])), "r"(pack_bf16(v[i + 2], v[i + 3])),
+                                     "r"(pack_bf16(v[i + 4], v[i + 5])), "r"(pack_bf16(v[i + 6], v[i + 7]))
+                                     : "memory");
+                    } else {
+#pragma unroll
+                        for (u32 q = 0; q < 4; ++q) {
+                            const u32 to = (lane / 4 + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
+                            *reinterpret_cast<float2*>(atom + swizzled<kAtomRow>(to)) =
+                                make_float2(v[i + 2 * q], v[i + 2 * q + 1]);
+                        }
+                    }
+                }
+                fence_async_proxy();
+                __syncwarp();
+                if (lane == 0) {
+                    tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                    tma_store_commit();
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void store_by_split(const Shared& shared,
+                                                          const float (&sum)[kWaves][kAccumulators], const Out* c,
+                                                          Out* d, Tile corner, Fragment at, u32 group, u32 thread,
+                                                          u32 rank, u32 phase, u32 m, u32 n) {
+        constexpr u32 kPitch = Layout::kPitch;
+        float* const partial = reinterpret_cast<float*>(shared.epilogue());
+        // Peers may still read the partial tile of the iteration before.
+        if constexpr (kSplitK > 1) shared.partials_read().wait(phase ^ 1);
+        if constexpr (kSplitK == 1) named_barrier_sync(1, kMathThreads);
+#pragma unroll
+        for (u32 w = 0; w < kWaves; ++w) {
+            const u32 row = (w * kGroups + group) * 64 + at.row;
+#pragma unroll
+            for (u32 j = 0; j < kColumns / 8; ++j) {
+                const float* v = &sum[w][4 * j];
+                const u32 column = 8 * j + at.column;
+                if constexpr (Config::kSwap) {
+                    partial[column * kPitch + row] = v[0], partial[(column + 1) * kPitch + row] = v[1];
+                    partial[column * kPitch + row + 8] = v[2], partial[(column + 1) * kPitch + row + 8] = v[3];
+                } else {
+                    *reinterpret_cast<float2*>(partial + row * kPitch + column) = make_float2(v[0], v[1]);
+                    *reinterpret_cast<float2*>(partial + (row + 8) * kPitch + column) = make_float2(v[2], v[3]);
+                }
+            }
+        }
+        named_barrier_sync(1, kMathThreads);
+        if constexpr (kSplitK > 1) {
+            if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
+            shared.partials_ready().wait_cluster(phase);
+        }
+        const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads>(
+            partial, d, c, m0, n0, m, n, rank, thread);
+        if constexpr (kSplitK > 1) {
+            named_barrier_sync(1, kMathThreads);
+            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+        }
+    }
+};
