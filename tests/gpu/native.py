@@ -1,0 +1,81 @@
+"""Running a function on the GPU so that it proves something: by kernels, and into memory that held NaN."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+from jax_deepgemm import _native
+from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics.gemm_config import GemmConfig
+
+_CALL = f'custom_call_target="{_native.TARGET}"'
+
+
+@contextlib.contextmanager
+def forced(config: GemmConfig | None) -> Iterator[None]:
+    """Every GEMM that is lowered in the block takes this configuration; None leaves the choice to the heuristics."""
+    if config is None:
+        yield
+        return
+    with mock.patch.object(sm90, "fp8_gemm", lambda *_: config):
+        yield
+
+
+def hlo(compiled: jax.stages.Compiled) -> str:
+    text = compiled.as_text()
+    assert text is not None
+    return text
+
+
+def launches(compiled: jax.stages.Compiled) -> int:
+    """How many kernels of ours a compiled function launches."""
+    return hlo(compiled).count(_CALL)
+
+
+class Native:
+    """A compiled function whose results are written to buffers full of NaN: what a kernel leaves out stays NaN."""
+
+    def __init__(self, compiled: jax.stages.Compiled, results: Any):
+        self._compiled, self._results = compiled, results
+
+    def __call__(self, *args: Any) -> Any:
+        return self._compiled(poison(self._results), *args)
+
+    def many(self, times: int, *args: Any) -> list[Any]:
+        """The results of calls that follow each other as closely as they can."""
+        buffers = jax.block_until_ready([poison(self._results) for _ in range(times)])
+        return [self._compiled(buffer, *args) for buffer in buffers]
+
+
+def native(
+    function: Callable[..., Any],
+    *args: Any,
+    calls: int = 1,
+    config: GemmConfig | None = None,
+    options: dict[str, Any] | None = None,
+) -> Native:
+    """`function` compiled for arguments like these; the program must have `calls` launches of our kernels."""
+    # A function of its own, since jit would remember a lowering with another configuration.
+    results = jax.eval_shape(lambda *xs: function(*xs), *args)
+
+    def poisoned(before: Any, *xs: Any) -> Any:
+        del before
+        return function(*xs)
+
+    # XLA lets a result take the place of a donated argument.
+    with forced(config):
+        lowered = jax.jit(poisoned, donate_argnums=0, keep_unused=True).lower(results, *args)
+    compiled = lowered.compile(compiler_options=options)
+    assert launches(compiled) == calls, f"{launches(compiled)} launches instead of {calls}"
+    return Native(compiled, results)
+
+
+def poison(results: Any) -> Any:
+    """Arrays of NaN. From NumPy: a kernel that fills them would have to be compiled for every shape."""
+    return jax.tree.map(lambda r: jax.device_put(np.full(r.shape, np.nan, r.dtype)), results)

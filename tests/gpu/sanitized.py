@@ -1,0 +1,51 @@
+"""What test_sanitizer.py runs under compute-sanitizer: a small problem by each kind of kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
+from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.target import H100
+from tests.gpu.native import native
+from tests.gpu.problems import problem
+
+# Rings of few stages go round often, and leave shared memory to the tool.
+TARGET = dataclasses.replace(H100, smem_bytes=128 * 1024)
+
+# (configuration, SMs): more tiles than CTAs; they end inside tiles everywhere.
+CASES = (
+    (GemmConfig(128, 48, stage_blocks=2), 2),
+    (GemmConfig(256, 112), 2),
+    (GemmConfig(64, 48, cluster_columns=2), 2),
+    (GemmConfig(128, 112, cluster_rows=2), 2),
+    (GemmConfig(64, 48, split_k=3), 3),
+    (GemmConfig(128, 24, swap=True), 2),
+    (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2),
+    (GemmConfig(64, 16, swap=True, cluster_rows=2), 2),
+)
+
+
+def main() -> None:
+    p = problem(77, 264, 656)
+    c = p.c(jnp.float32)
+    for config, num_sms in CASES:
+        with set_target(TARGET), set_num_sms(num_sms):
+            run = native(
+                lambda a, b, c: (fp8_gemm_nt(a, b), fp8_gemm_nt(a, b, c=c, out_dtype=jnp.float32)),
+                p.a,
+                p.b,
+                c,
+                calls=2,
+                config=config,
+            )
+        narrow, wide = run(p.a, p.b, c)
+        p.check(narrow)
+        p.check(wide, c)
+        print(config, "is right", flush=True)
+
+
+if __name__ == "__main__":
+    main()

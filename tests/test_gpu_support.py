@@ -1,0 +1,47 @@
+"""What tests/gpu relies on: that its check finds small faults, and that its configurations make launches."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_deepgemm.ops.fp8_gemm_plan import launch
+from jax_deepgemm.target import H100
+from tests.gpu import configurations, sanitized
+from tests.gpu.configurations import K, M, N
+from tests.gpu.problems import problem
+
+FAULTS = {
+    "zeroed tile": lambda d: d.at[64:128, 8:16].set(0),
+    "shifted tile": lambda d: d.at[64:128, 8:16].set(d[64:128, 9:17]),
+    "NaN": lambda d: d.at[299, 615].set(jnp.nan),
+    "unscaled row": lambda d: d.at[5].multiply(2),
+    "wrong element": lambda d: d.at[7, 7].add(d[7, 7] + 30),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_faults_are_found(dtype):
+    p = problem(M, N, K)
+    right = jnp.asarray(p.product, dtype)
+    p.check(right)
+    for fault in FAULTS.values():
+        with pytest.raises(AssertionError):
+            p.check(fault(right))
+
+
+@pytest.mark.parametrize("out_bytes", [2, 4])
+def test_configurations_make_launches(out_bytes):
+    for config in configurations.ALL:
+        assert config.stages(out_bytes, H100.smem_bytes) >= 2, config
+        launch(config, M, N, K, out_bytes, H100.num_sms, H100.smem_bytes)
+    for config, num_sms in sanitized.CASES:
+        assert config.stages(out_bytes, sanitized.TARGET.smem_bytes) >= 2, config
+        launch(config, M, N, K, out_bytes, num_sms, sanitized.TARGET.smem_bytes)
+
+
+def test_configurations_are_told_apart():
+    assert len({configurations.name(c) for c in configurations.ALL}) == len(configurations.ALL)
+    assert {1, 2, 4} == {c.stage_blocks for c in configurations.ALL}
+    assert np.ptp([c.split_k for c in configurations.FEW]) == 7
