@@ -101,10 +101,21 @@ __device__ __forceinline__ u32 cluster_rank() {
     return rank;
 }
 
-// All threads of all CTAs of the cluster; for kernels without clusters use __syncthreads.
+// All threads of all CTAs of the cluster; what they wrote before, also to each other's shared memory, has landed after
+// it.
 __device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
     asm volatile(
         "barrier.cluster.arrive.release.aligned;\n"
+        "barrier.cluster.wait.acquire.aligned;\n" ::
+            : "memory");
+}
+
+// As `cluster_sync`, but orders nothing except what has a fence of its own: enough after `fence_barrier_init`.
+__device__ __forceinline__ void cluster_sync_relaxed() {
+    __syncwarp();
+    asm volatile(
+        "barrier.cluster.arrive.relaxed.aligned;\n"
         "barrier.cluster.wait.acquire.aligned;\n" ::
             : "memory");
 }

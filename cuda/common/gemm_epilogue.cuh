@@ -43,6 +43,7 @@ struct GemmEpilogue {
         constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
         constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
         static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
+        static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
         u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {

@@ -43,6 +43,8 @@ __device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
+__device__ __forceinline__ void async_copy_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // Where TMA puts byte `offset` of a box whose rows are kRowBytes (32, 64 or 128) and whose swizzle is as wide.
 template <u32 kRowBytes>
 __device__ __forceinline__ constexpr u32 swizzled(u32 offset) {

@@ -3,10 +3,10 @@
 // wgmma fixes 64 rows; its columns are any multiple of 8. With few tokens the weights take the rows (kSwap: the tile is
 // computed transposed) and the tokens the columns. Below, "rows" and "columns" are wgmma's; M and N those of D.
 //
-// One producer warp fills a ring of stages (TMA) of kStageBlocks x 128 of K; kMathGroups warpgroups multiply, and every
-// 128 of K add the scaled product to FP32 registers, since the tensor cores keep few mantissa bits. CTAs of a cluster
-// either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK >
-// 1).
+// Two producer warps fill a ring of stages of kStageBlocks x 128 of K, tiles by TMA and scales by cp.async; kMathGroups
+// warpgroups multiply, and every 128 of K add the scaled product to FP32 registers, since the tensor cores keep few
+// mantissa bits. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
+// or split K among them (kSplitK > 1).
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
@@ -29,6 +29,7 @@ struct Sm90Fp8Gemm1d2d {
     static constexpr u32 kMathThreads = kGroups * 128;
     static constexpr u32 kAccumulators = kColumns / 2;
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
+    static_assert(Config::kClusterRows == 1 || Config::kClusterColumns == 1, "a cluster shares one operand");
     static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
 
     // ---- producer -------------------------------------------------------------------------------------------------
@@ -45,24 +46,35 @@ struct Sm90Fp8Gemm1d2d {
         }
     }
 
-    // Copies 4 bytes at a time: the scales of a tile begin at any multiple of 4 bytes, where TMA wants 16.
-    static __device__ __forceinline__ void load_scales(const Shared& shared, u32 block, const float* scales_a,
-                                                       const float* scales_b, u32 lane, u32 m_left, u32 blocks_b,
-                                                       u32 stride_b) {
-#pragma unroll
-        for (u32 i = 0; i < Layout::kTileM; i += 32) {
-            // Rows beyond M keep what the stage held before: nobody stores them.
-            if (i + lane < min(Layout::kTileM, m_left))
-                async_copy_4_bytes(shared.scales_a(block) + i + lane, scales_a + i + lane);
+    // Run by one thread.
+    static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
+                                                         const TensorMap& columns_map, u32 m, u32 n, u32 k) {
+        const Walk walk(m, n, k);
+        Pipeline pipe;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
+#pragma unroll 1  // unrolled it would not fit the producer's registers
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                Barrier& full = shared.full(pipe.stage);
+                full.arrive_expect_bytes(count * Layout::kBlockBytes);
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j) {
+                    const u32 at_k = (walk.k_begin + i + j) * kBlockK;
+                    load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
+                                                                      corner.row, walk.rank);
+                    load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
+                                                                      at_k, corner.column, walk.rank);
+                }
+            }
         }
-        if (lane < min(Layout::kScalesB, blocks_b))
-            async_copy_4_bytes(shared.scales_b(block) + lane, scales_b + static_cast<u64>(lane) * stride_b);
     }
 
-    // Run by one whole warp.
-    static __device__ __forceinline__ void produce(const Shared& shared, const TensorMap& rows_map,
-                                                   const TensorMap& columns_map, const float* scales_a,
-                                                   const float* scales_b, u32 m, u32 n, u32 k) {
+    // Run by a warp of its own, so that the tiles need not wait for its address arithmetic. Copies of 4 bytes: the
+    // scales of a tile begin at any multiple of that, where TMA wants 16.
+    static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
+                                                          const float* scales_b, u32 m, u32 n, u32 k) {
         const Walk walk(m, n, k);
         const u32 lane = threadIdx.x % 32;
         const u32 blocks_k = ceil_div(k, kBlockK), blocks_n = ceil_div(n, kScaleBlock);
@@ -70,34 +82,30 @@ struct Sm90Fp8Gemm1d2d {
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-            const u32 m_left = m0 < m ? m - m0 : 0, block_n = n0 / kScaleBlock;
-            const u32 blocks_b = block_n < blocks_n ? blocks_n - block_n : 0;
-            const float* from_a = scales_a + static_cast<u64>(walk.k_begin) * m + m0;
-            const float* from_b = scales_b + static_cast<u64>(block_n) * blocks_k + walk.k_begin;
-#pragma unroll 1  // unrolled it would not fit the producer's registers
+            const u32 block_n = n0 / kScaleBlock;
+            // This lane's scales of A are `lane`, `lane + 32`, ... of the tile; of B, `lane`. Rows beyond M keep what
+            // the stage held before: nobody stores them.
+            const u32 tile_m = m0 < m ? min(Layout::kTileM, m - m0) : 0, left = tile_m > lane ? tile_m - lane : 0;
+            const bool has_b = lane < Layout::kScalesB && block_n + lane < blocks_n;
+            const float* from_a = scales_a + static_cast<u64>(walk.k_begin) * m + m0 + lane;
+            const float* from_b = scales_b + static_cast<u64>(block_n + lane) * blocks_k + walk.k_begin;
+#pragma unroll 1
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
-                const u32 count = min(kStageBlocks, walk.k_blocks - i);
-                const u32 first = pipe.stage * kStageBlocks;
+                const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                Barrier& full = shared.full(pipe.stage);
-                if (elect_one()) {
-                    full.arrive_expect_bytes(count * Layout::kBlockBytes);
 #pragma unroll 1
-                    for (u32 j = 0; j < count; ++j) {
-                        const u32 at_k = (walk.k_begin + i + j) * kBlockK;
-                        load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
-                                                                          corner.row, walk.rank);
-                        load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
-                                                                          at_k, corner.column, walk.rank);
+                for (u32 j = 0; j < count; ++j, from_a += m, ++from_b) {
+                    float* const to = shared.scales_a(first + j) + lane;
+#pragma unroll
+                    for (u32 at = 0; at < Layout::kTileM; at += 32) {
+                        if (at < left) async_copy_4_bytes(to + at, from_a + at);
                     }
+                    if (has_b) async_copy_4_bytes(to + Layout::kTileM, from_b);
                 }
-                __syncwarp();
-#pragma unroll 1
-                for (u32 j = 0; j < count; ++j, from_a += m, ++from_b)
-                    load_scales(shared, first + j, from_a, from_b, lane, m_left, blocks_b, blocks_k);
-                full.arrive_after_async_copies();
+                shared.full(pipe.stage).arrive_after_async_copies();
             }
         }
+        async_copy_wait_all();
     }
 
     // ---- math -----------------------------------------------------------------------------------------------------
@@ -133,7 +141,8 @@ struct Sm90Fp8Gemm1d2d {
         // B's scale at `n` of the tile, whose corner lies `shift` rows into a block of 128.
         __device__ __forceinline__ float at(u32 n, u32 shift) const {
             if constexpr (Layout::kScalesB == 1) return b[0];
-            if constexpr (Layout::kTileN % kScaleBlock == 0) return b[n / kScaleBlock];
+            // An index that is no constant would move `b` to local memory; with kSwap, n depends on the warpgroup.
+            if constexpr (!Config::kSwap && Layout::kTileN % kScaleBlock == 0) return b[n / kScaleBlock];
             const u32 block = (n + shift) / kScaleBlock;
             float found = b[0];
 #pragma unroll
@@ -292,7 +301,7 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
         fence_barrier_init();
     }
     if constexpr (kInCluster) {
-        cluster_sync();
+        cluster_sync_relaxed();
     } else {
         __syncthreads();
     }
@@ -302,7 +311,8 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     // Of the 168 registers a thread at launch, all that the math warps cannot take from the producer would deadlock.
     if (warp >= kMathWarps) {
         if constexpr (Gemm::kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
-        if (warp == kMathWarps) Gemm::produce(shared, rows_map, columns_map, scales_a, scales_b, m, n, k);
+        if (warp == kMathWarps && elect_one()) Gemm::produce_tiles(shared, rows_map, columns_map, m, n, k);
+        if (warp == kMathWarps + 1) Gemm::produce_scales(shared, scales_a, scales_b, m, n, k);
     } else {
         if constexpr (Gemm::kGroups > 1) registers_increase<232>();
         Gemm::compute(shared, d_map, c, d, m, n, k);

@@ -38,8 +38,8 @@ class GemmConfig:
         step, most = (8 if self.swap else 16), {64: 192, 128: 192, 256: 128}[self.rows]
         if self.columns % step or not 0 < self.columns <= most:
             raise ValueError(f"`columns` must be a multiple of {step} up to {most}, got {self.columns}")
-        if self.split_k > 1 and self.multicast > 1:
-            raise ValueError("a cluster either splits K or shares operands, got both")
+        if sum(size > 1 for size in (self.split_k, self.cluster_rows, self.cluster_columns)) > 1:
+            raise ValueError(f"a cluster either splits K or shares one operand, got {self}")
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
         registers = self.columns // 2 * (self.waves + self.stage_blocks)

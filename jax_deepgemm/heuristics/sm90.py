@@ -1,7 +1,7 @@
 """Tile configurations of the GEMM kernels on Hopper: every candidate is priced by a model, the cheapest is taken.
 
-The model is that of a persistent, latency- and bandwidth-bound kernel; its constants were fitted to the measured times of
-some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times themselves.
+The model is that of a persistent, latency- and bandwidth-bound kernel; its constants were fitted to the measured times
+of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.target import Target
 
+MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last tile, are signed 32-bit numbers
+
 
 class Shaped(Protocol):
     """What a plan needs of an abstract value."""
@@ -28,7 +30,7 @@ def plan(
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
     (m, k), (n, _) = avals[0].shape, avals[2].shape
-    if target.arch != "sm_90a" or 0 in (m, n, k):
+    if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
@@ -48,14 +50,17 @@ def launch(
     has_c: bool = False,
     pdl: bool = False,
 ) -> Launch:
-    """The launch of one configuration, whatever chose it."""
+    """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
+    stages = tile.stages(out_bytes, smem_bytes)
+    if stages < 2:
+        raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
     template: tuple[tuple[str, int | bool | str], ...] = (
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
         ("kMathGroups", tile.math_groups),
         ("kWaves", tile.waves),
-        ("kStages", tile.stages(out_bytes, smem_bytes)),
+        ("kStages", stages),
         ("kStageBlocks", tile.stage_blocks),
         ("kSwap", tile.swap),
         ("kSplitK", tile.split_k),
