@@ -7,13 +7,14 @@ import sys
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import mlir
 
 from jax_deepgemm import _native, checks, compile, env, partition
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Launch
 from jax_deepgemm.op import Op
+from jax_deepgemm.partition import ClosedJaxpr
 from jax_deepgemm.target import lowering_target
 from jax_deepgemm.warn import warn_once
 

@@ -18,6 +18,7 @@ from jax_deepgemm.factors import Factors, assign, spec
 
 Call = Callable[..., Sequence[jax.Array]]
 Reduce = Callable[[Call, tuple[str, ...], Sequence[jax.Array]], Sequence[jax.Array]]
+ClosedJaxpr = Any  # which JAX 0.12 no longer exports as a type
 
 
 def partitioned(call: Call, factors: Factors, shapes: Sequence[Sequence[int]], reduce: Reduce | None) -> Call:

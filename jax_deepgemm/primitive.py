@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Primitive
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, ManualAxisType, NamedSharding, PartitionSpec
 
@@ -18,6 +18,7 @@ from jax_deepgemm.batching import batch
 from jax_deepgemm.config import Config, current
 from jax_deepgemm.factors import assign, spec
 from jax_deepgemm.op import Avals, Op
+from jax_deepgemm.partition import ClosedJaxpr
 
 _Items = tuple[tuple[str, Any], ...]  # params, hashable
 
