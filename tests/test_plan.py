@@ -29,6 +29,8 @@ EXTREMES = (
     Gemm(3, 262144, 128),
     Gemm(1, 8, 10**6),
     Gemm(10**6, 10**6, 16384),
+    Gemm(fp8_gemm_plan.MAX_EXTENT, 8, 16),
+    Gemm(1, fp8_gemm_plan.MAX_EXTENT // 8 * 8, 16),
 )
 
 
@@ -105,9 +107,14 @@ def test_pdl_is_the_settings() -> None:
         assert launch is not None and launch.pdl is pdl
 
 
-@pytest.mark.parametrize("case", EMPTY, ids=str)
-def test_empty_problems_have_no_launch(case: Gemm) -> None:
+@pytest.mark.parametrize("case", [*EMPTY, Gemm(2**31, 8, 16), Gemm(8, 2**31, 16), Gemm(8, 8, 2**31)], ids=str)
+def test_empty_and_endless_problems_have_no_launch(case: Gemm) -> None:
     assert golden.launch(case) is None
+
+
+def test_a_configuration_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have room for two stages in 65536 bytes of shared memory, got 1"):
+        fp8_gemm_plan.launch(GemmConfig(128, 128), 4096, 4096, 7168, 2, 132, 65536)
 
 
 def test_other_gpus_have_no_launch() -> None:
@@ -123,7 +130,8 @@ def test_other_gpus_have_no_launch() -> None:
         ({"columns": 0}, "`columns` must be"),
         ({"rows": 256, "columns": 144}, "up to 128, got 144"),
         ({"columns": 12, "swap": True}, "a multiple of 8"),
-        ({"split_k": 2, "cluster_rows": 2}, "either splits K or shares operands"),
+        ({"split_k": 2, "cluster_rows": 2}, "either splits K or shares one operand"),
+        ({"cluster_rows": 2, "cluster_columns": 2}, "shares one operand"),
         ({"split_k": 9}, "at most 8 CTAs, got 9"),
         ({"columns": 192, "stage_blocks": 4}, "more than there are registers"),
         ({"columns": 16, "cluster_rows": 4}, "parts of 8 rows"),
