@@ -146,7 +146,7 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
 
 
 def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
-    """Spills, products that ptxas makes wait for each other, and a pool of registers too small for setmaxnreg."""
+    """No spills, no warnings of ptxas, and a pool of registers that is large enough for setmaxnreg."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         faults = [fault for found in pool.map(faults_of, golden.kernels()) for fault in found]
     assert not faults, "\n".join(faults)
@@ -159,8 +159,9 @@ def faults_of(kernel: Kernel) -> list[str]:
         f"{binary.spill_bytes} bytes of spills": binary.spill_bytes == 0,
         f"{binary.local_bytes} bytes of stack": binary.local_bytes == 0,
         f"{binary.registers} registers a thread": wanted <= binary.registers * threads <= 65536,
-        "wgmma serialised": "serialized" not in binary.log,
-        "setmaxnreg ignored": "setmaxnreg" not in binary.log,
+        # Products made to wait for each other, setmaxnreg ignored.
+        "a loss that ptxas warns of": "Potential Performance Loss" not in binary.log,
+        "waits between products": "is injected" not in binary.log,
     }
     name = compile.describe(kernel, H100.arch)
     return [f"{name}: {fault}\n{binary.log}" for fault, passed in checks.items() if not passed]
