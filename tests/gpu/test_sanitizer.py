@@ -22,8 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOOLS = {
     # Every buffer is an allocation of its own here, with a gap behind it: an access beyond it is seen.
     "memcheck": ("--padding=1024",),
-    "racecheck": (),
-    "synccheck": (),
+    # Both count the mbarriers to follow by the initialisations that the compiler saw; ours are arrays, initialised by
+    # the lanes of a warp: two for each of up to 32 stages, and two more.
+    "racecheck": ("--num-cuda-barriers=96",),
+    "synccheck": ("--num-cuda-barriers=96",),
 }
 
 
