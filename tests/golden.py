@@ -17,7 +17,7 @@ from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.launch import Kernel, Launch
-from jax_deepgemm.ops.fp8_gemm_plan import plan
+from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, plan
 from jax_deepgemm.target import H100, Target
 from tests.cases import DENSE, ODD, Gemm
 
@@ -41,7 +41,7 @@ def launch(case: Gemm, *, has_c: bool = False, target: Target = H100, config: Co
     d = Aval((m, n), np.dtype(case.out_dtype))
     shapes = ((m, k), (m, blocks), (n, k), (-(-n // 128), blocks))
     operands = [Aval(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, ("uint8", "float32") * 2, strict=True)]
-    return plan(operands + [d] * has_c, [d], {}, target, config or Config())
+    return plan(operands + [d] * has_c, [d], {"recipe": RECIPE}, target, config or Config())
 
 
 def chosen(case: Gemm) -> GemmConfig:

@@ -166,7 +166,7 @@ BAD = {
     "recipe": (
         lambda: fp8_gemm_nt(A, B, recipe=((1, 32), (1, 32))),
         ValueError,
-        "`recipe` must be ((1, 128), (128, 128)) or None, got ((1, 32), (1, 32))",
+        "`recipe` must be ((1, 128), (128, 128)) or ((1, 128), (1, 128)) or None, got ((1, 32), (1, 32))",
     ),
     "shape of c": (
         lambda: fp8_gemm_nt(A, B, c=jnp.zeros((40, 128), jnp.bfloat16)),

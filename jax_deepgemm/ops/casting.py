@@ -56,6 +56,28 @@ def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: tuple
     return _cast(checks.array("x", x, _WIDE, "N, K"), _checked_block(block), use_ue8m0)
 
 
+def per_channel_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False) -> Quantized:
+    """Quantises and transposes, for a product that sums over the rows of `x`: one scale for each column and 128 rows.
+
+    x: bfloat16, float16 or float32 [K, M], of any size.
+    use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
+
+    Returns data float8_e4m3fn [M, K] and scale float32 (or float8_e8m0fnu) [M, ceil(K / 128)]: `per_token_cast_to_fp8`
+    of `x.T`, bit for bit. So either operand of `fp8_gemm_nt` with the recipe ((1, 128), (1, 128)) can be its result,
+    as the gradient of weights `dy.T @ x` needs it, whose K is the number of tokens. DeepGEMM's function of this name
+    leaves data and scale [K, M] and [K / 128, M]: transpose both for that. A NaN or Inf in `x` makes the block it is in
+    NaN.
+
+    Raises TypeError or ValueError, naming the argument, where `x` is none of these.
+
+    >>> dy, x = jnp.ones((256, 8)), jnp.ones((256, 16))
+    >>> fp8_gemm_nt(per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x), recipe=((1, 128), (1, 128))).shape
+    (8, 16)
+    """
+    # Transposed last: it is then FP8 that moves, and a scale with M contiguous, as the GEMM wants it, that is written.
+    return Quantized(*(v.T for v in _cast(checks.array("x", x, _WIDE, "K, M"), (128, 1), use_ue8m0)))
+
+
 def cast_back_from_fp8(
     x: Quantized | tuple[jax.Array, jax.Array],
     *,

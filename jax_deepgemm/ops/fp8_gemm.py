@@ -1,4 +1,4 @@
-"""Dense GEMM of FP8 operands with block scales."""
+"""Dense GEMMs of FP8 operands with block scales."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.fp8_gemm_plan import plan
+from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, plan
 from jax_deepgemm.primitive import make
 
-RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
+Operand = Quantized | tuple[jax.Array, jax.Array]
+Recipe = tuple[tuple[int, int], tuple[int, int]]
+RECIPES: tuple[Recipe, ...] = (RECIPE, ((1, 128), (1, 128)))  # the default first
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
+_K_MAJOR = ("M, K", "N, K")
 
 
 def fp8_gemm_nt(
-    a: Quantized | tuple[jax.Array, jax.Array],
-    b: Quantized | tuple[jax.Array, jax.Array],
+    a: Operand,
+    b: Operand,
     *,
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
-    recipe: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    recipe: Recipe | None = None,
 ) -> jax.Array:
     """`A @ B.T (+ C)` of FP8 matrices with block scales, accumulated in float32.
 
@@ -35,14 +38,17 @@ def fp8_gemm_nt(
     b: data float8_e4m3fn [N, K] and scale [ceil(N / 128), ceil(K / 128)], as from `per_block_cast_to_fp8`.
     c: `out_dtype` [M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.
     out_dtype: bfloat16 or float32.
-    recipe: the blocks (rows, columns) of `a` and `b` that share a scale. ((1, 128), (128, 128)) is the only one.
+    recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (128, 128)).
+        ((1, 128), (1, 128)), where `b` is quantised like `a` and its scale is [N, ceil(K / 128)], is for the gradients
+        of weights (DeepGEMM's (1, 1, 128)). It has no kernel of its own yet: it runs by reference, slowly.
 
     Scales are float32, or float8_e8m0fnu. Sizes may be zero; K, and a row of the result, are multiples of 16 bytes.
     Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
 
     Under jit over several devices, operands sharded over M or N stay where they are, and K sharded on borders of 128
-    becomes a sum of float32 partial results. N, or K, that is no multiple of 128, or shards that cut a block, are
-    gathered. So is everything under `jax.export` for several devices, outside `shard_map`.
+    becomes a sum of float32 partial results. K that is no multiple of 128, N that is none where a scale of `b` is for
+    128 rows, or shards that cut a block, are gathered. So is everything under `jax.export` for several devices,
+    outside `shard_map`.
 
     Raises TypeError or ValueError, naming the argument, for other dtypes and shapes; NotImplementedError when
     differentiated.
@@ -54,23 +60,104 @@ def fp8_gemm_nt(
     >>> fp8_gemm_nt(a, b).shape
     (4, 128)
     """
-    if recipe is not None and recipe != RECIPE:
-        checks.fail(ValueError, "recipe", f"{RECIPE} or None", repr(recipe))
+    return _gemm(_K_MAJOR, a, b, c, out_dtype, recipe)
+
+
+def fp8_gemm_nn(
+    a: Operand,
+    b: Operand,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    recipe: Recipe | None = None,
+) -> jax.Array:
+    """`A @ B (+ C)`: `fp8_gemm_nt` of a B whose N is contiguous.
+
+    a: data float8_e4m3fn [M, K] and scale [M, ceil(K / 128)].
+    b: data float8_e4m3fn [K, N] and scale [ceil(K / 128), ceil(N / 128)], or [ceil(K / 128), N] by the recipe
+        ((1, 128), (1, 128)).
+
+    A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
+    contiguous, so XLA transposes `b`, or has whatever computes it in the same jit write it so.
+    """
+    return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe)
+
+
+def fp8_gemm_tn(
+    a: Operand,
+    b: Operand,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    recipe: Recipe | None = None,
+) -> jax.Array:
+    """`A.T @ B (+ C)`: `fp8_gemm_nt` of an A whose M and a B whose N are contiguous.
+
+    a: data float8_e4m3fn [K, M] and scale [ceil(K / 128), M].
+    b: data float8_e4m3fn [K, N] and scale [ceil(K / 128), ceil(N / 128)], or [ceil(K / 128), N] by the recipe
+        ((1, 128), (1, 128)).
+
+    A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
+    contiguous, so XLA transposes both, or has whatever computes them in the same jit write them so. The scale of `a`
+    is taken as it is.
+    """
+    return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe)
+
+
+def fp8_gemm_tt(
+    a: Operand,
+    b: Operand,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    recipe: Recipe | None = None,
+) -> jax.Array:
+    """`A.T @ B.T (+ C)`: `fp8_gemm_nt` of an A whose M is contiguous.
+
+    a: data float8_e4m3fn [K, M] and scale [ceil(K / 128), M].
+    b: data float8_e4m3fn [N, K] and scale [ceil(N / 128), ceil(K / 128)], or [N, ceil(K / 128)] by the recipe
+        ((1, 128), (1, 128)).
+
+    A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
+    contiguous, so XLA transposes `a`, or has whatever computes it in the same jit write it so. The scale of `a` is
+    taken as it is.
+    """
+    return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe)
+
+
+def _gemm(
+    dims: tuple[str, str],
+    a: Operand,
+    b: Operand,
+    c: jax.Array | None,
+    out_dtype: DTypeLike,
+    recipe: Recipe | None,
+) -> jax.Array:
+    """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
+    recipe = RECIPE if recipe is None else recipe
+    if recipe not in RECIPES:
+        checks.fail(ValueError, "recipe", f"{' or '.join(map(str, RECIPES))} or None", repr(recipe))
     dtype = _checked_out_dtype(out_dtype)
-    a = checks.quantized("a", a, "M, K", RECIPE[0])
-    b = checks.quantized("b", b, "N, K", RECIPE[1])
-    m, k = a.data.shape
-    n = b.data.shape[0]
-    if b.data.shape[1] != k:
-        checks.fail(ValueError, "b", f"of shape (N, {k}) with the K of `a`", b.data)
+    a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
+    b = checks.quantized("b", b, dims[1], _k_last(recipe[1], dims[1]))
+    m, k = _k_last(a.data.shape, dims[0])
+    n, k_of_b = _k_last(b.data.shape, dims[1])
+    if k_of_b != k:
+        checks.fail(ValueError, "b", f"of shape ({dims[1].replace('K', str(k))}) with the K of `a`", b.data)
     if k % 16:
-        checks.fail(ValueError, "a", "of shape (M, K) with K a multiple of 16", a.data)
+        checks.fail(ValueError, "a", f"of shape ({dims[0]}) with K a multiple of 16", a.data)
     if n * dtype.itemsize % 16:
-        checks.fail(
-            ValueError, "b", f"of shape (N, K) with N a multiple of {16 // dtype.itemsize} for {dtype} out", b.data
-        )
+        wanted = f"of shape ({dims[1]}) with N a multiple of {16 // dtype.itemsize} for {dtype} out"
+        checks.fail(ValueError, "b", wanted, b.data)
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
-    return _call(*a, *b, *added, out_dtype=dtype)[0]
+    operands = [v if d in _K_MAJOR else v.T for x, d in zip((a, b), dims, strict=True) for v in x]
+    return _call(*operands, *added, out_dtype=dtype, recipe=recipe)[0]
+
+
+def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
+    """Turns sizes in the order of `dims` around if K comes first there; and so turns them back."""
+    first, second = sizes
+    return (first, second) if dims in _K_MAJOR else (second, first)
 
 
 def _checked_out_dtype(out_dtype: DTypeLike) -> jnp.dtype:
@@ -87,16 +174,22 @@ def _checked_out_dtype(out_dtype: DTypeLike) -> jnp.dtype:
 # The operands of the primitive: a's data and scale, b's data and scale, and c if there is one.
 
 
-def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype) -> list[jax.ShapeDtypeStruct]:
+def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((avals[0].shape[0], avals[2].shape[0]), out_dtype)]
 
 
 def _reference(
-    a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array, *c: jax.Array, out_dtype: jnp.dtype
+    a: jax.Array,
+    a_scale: jax.Array,
+    b: jax.Array,
+    b_scale: jax.Array,
+    *c: jax.Array,
+    out_dtype: jnp.dtype,
+    recipe: Recipe,
 ) -> list[jax.Array]:
     product = jax.lax.dot_general(
-        dequantise(Quantized(a, a_scale), block=RECIPE[0]),
-        dequantise(Quantized(b, b_scale), block=RECIPE[1]),
+        dequantise(Quantized(a, a_scale), block=recipe[0]),
+        dequantise(Quantized(b, b_scale), block=recipe[1]),
         (((1,), (1,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
@@ -111,7 +204,10 @@ def _rounded(product: jax.Array, c: Sequence[jax.Array], out_dtype: jnp.dtype) -
 
 
 def _factors(avals: Avals, params: Params) -> Factors:
-    """Dimensions in blocks of 128 where they divide; where not, K and N are never sharded, nor N batched."""
+    """Dimensions in blocks of 128 where they divide; where not, K is never sharded, nor N that shares scales.
+
+    N in blocks that do not divide is not batched either.
+    """
     n, k = avals[2].shape
     whole: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
@@ -120,12 +216,14 @@ def _factors(avals: Avals, params: Params) -> Factors:
         k_dim, whole, sizes, summed = "(kb ki)", (*whole, "ki"), (*sizes, ("ki", 128)), ("kb",)
     else:
         k_dim, whole = "k", (*whole, "k", "kb")
-    if n % 128 == 0:
-        n_dim, whole, sizes = "(nb ni)", (*whole, "ni"), (*sizes, ("ni", 128))
+    if params["recipe"][1][0] == 1:
+        n_dim, n_scale = "n", "n"
+    elif n % 128 == 0:
+        n_dim, n_scale, whole, sizes = "(nb ni)", "nb", (*whole, "ni"), (*sizes, ("ni", 128))
     else:
-        n_dim, whole = "n", (*whole, "n", "nb")
+        n_dim, n_scale, whole = "n", "nb", (*whole, "n", "nb")
     c = f", m {n_dim}" if len(avals) == 5 else ""
-    return Factors(f"m {k_dim}, m kb, {n_dim} {k_dim}, nb kb{c} -> m {n_dim}", sizes, summed, whole)
+    return Factors(f"m {k_dim}, m kb, {n_dim} {k_dim}, {n_scale} kb{c} -> m {n_dim}", sizes, summed, whole)
 
 
 def _reduce(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.target import Target
 
+RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale; what the kernel takes
 MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last tile, are signed 32-bit numbers
 
 
@@ -30,6 +31,8 @@ def plan(
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
     (m, k), (n, _) = avals[0].shape, avals[2].shape
+    if params["recipe"] != RECIPE:
+        return None
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
