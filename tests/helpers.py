@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jax_deepgemm import Quantized, per_block_cast_to_fp8, per_token_cast_to_fp8
+from jax_deepgemm import (
+    Quantized,
+    fp8_gemm_nn,
+    fp8_gemm_nt,
+    fp8_gemm_tn,
+    fp8_gemm_tt,
+    per_block_cast_to_fp8,
+    per_token_cast_to_fp8,
+)
 
+BLOCKS, ROWS = ((1, 128), (128, 128)), ((1, 128), (1, 128))  # the recipes, by what of `b` shares a scale
+RECIPES = pytest.mark.parametrize("recipe", [BLOCKS, ROWS], ids=["blocks", "rows"])
+GEMMS = {"nt": fp8_gemm_nt, "nn": fp8_gemm_nn, "tn": fp8_gemm_tn, "tt": fp8_gemm_tt}
 # Relative error in the Frobenius norm, by output dtype.
 BOUNDS = {jnp.dtype(jnp.bfloat16): 2e-3, jnp.dtype(jnp.float32): 5e-4}
 
 
-def operands(m: int, n: int, k: int, *, use_ue8m0: bool = False, seed: int = 0) -> tuple[Quantized, Quantized]:
+def operands(
+    m: int, n: int, k: int, *, use_ue8m0: bool = False, seed: int = 0, recipe: Any = BLOCKS
+) -> tuple[Quantized, Quantized]:
     """Normal values whose magnitude differs from block to block, so that a misplaced scale shows."""
     a, b = (_matrix(s, rows, k) for s, rows in ((2 * seed, m), (2 * seed + 1, n)))
-    return per_token_cast_to_fp8(a, use_ue8m0=use_ue8m0), per_block_cast_to_fp8(b, use_ue8m0=use_ue8m0)
+    cast_b: Callable[..., Quantized] = per_token_cast_to_fp8 if recipe == ROWS else per_block_cast_to_fp8
+    return per_token_cast_to_fp8(a, use_ue8m0=use_ue8m0), cast_b(b, use_ue8m0=use_ue8m0)
+
+
+def laid_out(layout: str, a: Any, b: Any) -> tuple[Any, Any]:
+    """Operands that are [M, K] and [N, K], data and scale, as `GEMMS[layout]` takes them."""
+    return (
+        a if layout[0] == "n" else jax.tree.map(jnp.transpose, a),
+        b if layout[1] == "t" else jax.tree.map(jnp.transpose, b),
+    )
 
 
 def _matrix(seed: int, rows: int, columns: int) -> jax.Array:
@@ -34,9 +58,9 @@ def dequantised(x: Any, block: tuple[int, int]) -> np.ndarray:
     return data * spread[: data.shape[0], : data.shape[1]]
 
 
-def oracle(a: Any, b: Any, c: Any = None) -> np.ndarray:
+def oracle(a: Any, b: Any, c: Any = None, recipe: Any = BLOCKS) -> np.ndarray:
     """float64 `A @ B.T (+ C)` of block-scaled operands."""
-    product = dequantised(a, (1, 128)) @ dequantised(b, (128, 128)).T
+    product = dequantised(a, recipe[0]) @ dequantised(b, recipe[1]).T
     return product if c is None else product + np.asarray(c).astype(np.float64)
 
 

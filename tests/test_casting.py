@@ -6,11 +6,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jax_deepgemm import Quantized, cast_back_from_fp8, per_block_cast_to_fp8, per_token_cast_to_fp8
+from jax_deepgemm import (
+    Quantized,
+    cast_back_from_fp8,
+    per_block_cast_to_fp8,
+    per_channel_cast_to_fp8,
+    per_token_cast_to_fp8,
+)
 from tests.helpers import dequantised
 
 SIZES = [(1, 16), (5, 128), (130, 144), (128, 256), (200, 1000), (0, 128), (3, 0)]
-CASTS = [(per_token_cast_to_fp8, (1, 128)), (per_block_cast_to_fp8, (128, 128))]
+
+
+def cast_transposed(x: jax.Array, **options: bool) -> Quantized:
+    """The transposing cast of a transpose, which is in the order of `x` again."""
+    return per_channel_cast_to_fp8(x.T, **options)
+
+
+CASTS = [(per_token_cast_to_fp8, (1, 128)), (per_block_cast_to_fp8, (128, 128)), (cast_transposed, (1, 128))]
 
 
 def values(shape: tuple[int, int]) -> jax.Array:
@@ -57,6 +70,15 @@ def test_data_is_rounded_to_nearest(cast, block):
     np.testing.assert_array_equal(np.asarray(data).view(np.uint8), wanted.view(np.uint8))
 
 
+@pytest.mark.parametrize("use_ue8m0", [False, True])
+@pytest.mark.parametrize("shape", SIZES)
+def test_per_channel_is_per_token_of_the_transpose_to_the_bit(shape, use_ue8m0):
+    x = values(shape)
+    wanted = per_token_cast_to_fp8(x.T, use_ue8m0=use_ue8m0)
+    for g, w in zip(per_channel_cast_to_fp8(x, use_ue8m0=use_ue8m0), wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(g).view(np.uint8), np.asarray(w).view(np.uint8))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_input_dtypes(dtype):
     x = jax.random.normal(jax.random.key(0), (64, 256)).astype(dtype)
@@ -88,7 +110,10 @@ def test_ue8m0_is_the_exact_power_of_two_ceiling(amax, exponent):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("use_ue8m0", [False, True])
-@pytest.mark.parametrize("cast, first, last", [(per_token_cast_to_fp8, 130, 130), (per_block_cast_to_fp8, 128, 199)])
+@pytest.mark.parametrize(
+    "cast, first, last",
+    [(per_token_cast_to_fp8, 130, 130), (per_block_cast_to_fp8, 128, 199), (cast_transposed, 130, 130)],
+)
 def test_nan_and_inf_make_their_block_nan(cast, first, last, use_ue8m0, bad):
     x = jnp.ones((200, 384)).at[130, 200].set(bad)
     back = np.asarray(cast_back_from_fp8(cast(x, use_ue8m0=use_ue8m0)))
@@ -127,6 +152,11 @@ GOOD = Quantized(jnp.zeros((4, 256), jnp.float8_e4m3fn), jnp.zeros((4, 2)))
             lambda: per_token_cast_to_fp8(jnp.zeros((4, 8), jnp.int32)),
             TypeError,
             "`x` must be bfloat16 or float16 or float32 of shape (M, K), got int32[4,8]",
+        ),
+        (
+            lambda: per_channel_cast_to_fp8(jnp.zeros((4,))),
+            ValueError,
+            "`x` must be bfloat16 or float16 or float32 of shape (K, M), got float32[4]",
         ),
         (
             lambda: per_block_cast_to_fp8(jnp.zeros((4,))),
