@@ -89,7 +89,6 @@ def test_num_sms_bounds_the_grid() -> None:
     assert not excess(range(8, 133, 4))
 
 
-@pytest.mark.xfail(reason="clusters of more CTAs than `num_sms` are not ruled out", strict=True)
 def test_num_sms_under_the_largest_cluster_bounds_the_grid() -> None:
     assert not excess(range(1, 8))
 

@@ -53,14 +53,14 @@ def _variants(rows: int, columns: int, swap: bool, m: int, n: int, blocks: int, 
     row_tiles, column_tiles = ceil_div(n if swap else m, rows), ceil_div(m if swap else n, columns)
     tiles = row_tiles * column_tiles
     for split in range(1, 9):
-        if split > 1 and (blocks < 2 * split or tiles > resident_clusters(split, num_sms)):
+        if split > 1 and (split > num_sms or blocks < 2 * split or tiles > resident_clusters(split, num_sms)):
             continue
         for stage_blocks in (1, 2, 4):
             if stage_blocks > ceil_div(blocks, split):
                 continue
             for cluster_rows, cluster_columns in ((1, 1), (2, 1), (1, 2)):
                 shared = cluster_rows * cluster_columns > 1
-                if shared and (split > 1 or row_tiles < cluster_rows or column_tiles < cluster_columns):
+                if shared and (split > 1 or num_sms < 2 or row_tiles < cluster_rows or column_tiles < cluster_columns):
                     continue
                 try:
                     yield GemmConfig(
