@@ -1,7 +1,8 @@
-"""fp8_gemm_nt under vmap, shard_map, jit over eight devices, and export."""
+"""The FP8 GEMMs and the casts under vmap, shard_map, jit over eight devices, and export."""
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -11,12 +12,14 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_token_cast_to_fp8
-from tests.helpers import assert_close, operands, oracle
+from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
+from tests.helpers import BLOCKS, GEMMS, RECIPES, ROWS, assert_close, laid_out, operands, oracle
 
 A, B = operands(64, 1024, 1024)
 C = jax.random.normal(jax.random.key(2), (64, 1024)).astype(jnp.bfloat16)
 WANTED = oracle(A, B)
+BY_ROWS = functools.partial(fp8_gemm_nt, recipe=ROWS)
+LAYOUTS = pytest.mark.parametrize("layout", ["nn", "tn", "tt"])  # beside nt, which all else here is
 
 
 def stack(trees):
@@ -31,32 +34,36 @@ def primitives(function, *args):
 
 
 @pytest.mark.parametrize(
-    "axes, n, call",
+    "axes, n, recipe, call",
     [
-        ((0, None, None), 256, "bf16[120,256]"),  # folds into M
-        ((None, 0, None), 256, "bf16[40,768]"),  # folds into N
-        ((0, None, 0), 256, "bf16[120,256]"),
-        ((None, 0, 0), 256, "bf16[40,768]"),
-        ((None, None, 0), 256, "bf16[120,256]"),
-        ((0, 0, None), 256, "loop"),
-        ((0, 0, 0), 256, "loop"),
-        ((None, 0, None), 136, "loop"),  # scale blocks would straddle two of the batch
-        ((0, None, None), 136, "bf16[120,136]"),
+        ((0, None, None), 256, BLOCKS, "bf16[120,256]"),  # folds into M
+        ((None, 0, None), 256, BLOCKS, "bf16[40,768]"),  # folds into N
+        ((0, None, 0), 256, BLOCKS, "bf16[120,256]"),
+        ((None, 0, 0), 256, BLOCKS, "bf16[40,768]"),
+        ((None, None, 0), 256, BLOCKS, "bf16[120,256]"),
+        ((0, 0, None), 256, BLOCKS, "loop"),
+        ((0, 0, 0), 256, BLOCKS, "loop"),
+        ((None, 0, None), 136, BLOCKS, "loop"),  # scale blocks would straddle two of the batch
+        ((0, None, None), 136, BLOCKS, "bf16[120,136]"),
+        ((None, 0, None), 136, ROWS, "bf16[40,408]"),
+        ((None, 0, 0), 136, ROWS, "bf16[40,408]"),
+        ((0, None, 0), 136, ROWS, "bf16[120,136]"),
+        ((0, 0, None), 136, ROWS, "loop"),
     ],
 )
-def test_vmap(axes, n, call):
+def test_vmap(axes, n, recipe, call):
     batch = 3
-    pairs = [operands(40, n, 272, seed=s) for s in range(batch)]
+    pairs = [operands(40, n, 272, seed=s, recipe=recipe) for s in range(batch)]
     cs = [jax.random.normal(jax.random.key(s), (40, n)).astype(jnp.bfloat16) for s in range(batch)]
     args = [stack([v[i] for v in pairs]) if axis == 0 else pairs[0][i] for i, axis in enumerate(axes[:2])] + [
         jnp.stack(cs) if axes[2] == 0 else cs[0]
     ]
 
-    function = jax.vmap(lambda a, b, c: fp8_gemm_nt(a, b, c=c), axes)
+    function = jax.vmap(lambda a, b, c: fp8_gemm_nt(a, b, c=c, recipe=recipe), axes)
     d = function(*args)
     for i in range(batch):
         a, b = (pairs[i if axis == 0 else 0][j] for j, axis in enumerate(axes[:2]))
-        assert_close(d[i], oracle(a, b, cs[i if axes[2] == 0 else 0]))
+        assert_close(d[i], oracle(a, b, cs[i if axes[2] == 0 else 0], recipe))
     shape, loops = primitives(function, *args)
     assert loops if call == "loop" else (shape, loops) == (call, False)
 
@@ -66,6 +73,19 @@ def test_vmap_of_data_alone_and_of_inner_axes():
     data = jnp.stack([a.data, a.data[::-1]], axis=2)
     d = jax.vmap(lambda x: fp8_gemm_nt((x, a.scale), b), in_axes=2, out_axes=1)(data)
     assert_close(d[:, 1], oracle((a.data[::-1], a.scale), b))
+
+
+@LAYOUTS
+@RECIPES
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmap_of_other_layouts(axes, recipe, layout):
+    pairs = [operands(40, 256, 272, seed=s, recipe=recipe) for s in range(2)]
+    given = [laid_out(layout, *pair) for pair in pairs]
+    args = [stack([g[i] for g in given]) if axis == 0 else given[0][i] for i, axis in enumerate(axes)]
+    function = jax.vmap(functools.partial(GEMMS[layout], recipe=recipe), axes)
+    picked = [pairs[1][i] if axis == 0 else pairs[0][i] for i, axis in enumerate(axes)]
+    assert_close(function(*args)[1], oracle(*picked, recipe=recipe))
+    assert primitives(function, *args)[1] == (axes == (0, 0))
 
 
 def test_nested_vmap():
@@ -128,18 +148,53 @@ SHARDED = {
     "n no multiple of 128": ((64, 192, 256), (8,), (P(),), (P("x"), P()), GATHER, None),
     "k no multiple of 128": ((64, 256, 1040), (8,), (P(None, "x"), P()), (P(None, "x"), P()), GATHER, None),
 }
+SHARDED_BY_ROWS = {
+    "m and n": ((64, 256, 256), (4, 2), (P("x"),), (P("y"),), set(), P("x", "y")),
+    "n no multiple of 128": ((64, 192, 1040), (8,), (P(),), (P("x"),), set(), P(None, "x")),
+    "n and k": ((64, 192, 256), (4, 2), (P(None, "y"),), (P("x", "y"),), SUM, P(None, "x")),
+    "k no multiple of 128": ((64, 192, 1040), (8,), (P(None, "x"), P()), (P(None, "x"), P()), GATHER, None),
+}
 
 
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("name", SHARDED)
-def test_sharded_jit(name, kind):
-    sizes, shape, of_a, of_b, wanted, result = SHARDED[name]
-    a, b = operands(*sizes)
+@pytest.mark.parametrize(
+    "recipe, case",
+    [
+        pytest.param(recipe, case, id=name)
+        for recipe, cases in ((BLOCKS, SHARDED), (ROWS, SHARDED_BY_ROWS))
+        for name, case in cases.items()
+    ],
+)
+def test_sharded_jit(recipe, case, kind):
+    sizes, shape, of_a, of_b, wanted, result = case
+    a, b = operands(*sizes, recipe=recipe)
     mesh = mesh_of(kind, *shape)
-    sharded = put(a, mesh, *of_a), put(b, mesh, *of_b)
-    assert collectives(fp8_gemm_nt, *sharded) == wanted
-    d = jax.jit(fp8_gemm_nt)(*sharded)
-    assert_close(d, oracle(a, b))
+    check_sharded("nt", recipe, a, b, put(a, mesh, *of_a), put(b, mesh, *of_b), wanted, result, mesh)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("recipe, name", [(BLOCKS, "m and n"), (BLOCKS, "m and k"), (ROWS, "n and k")])
+def test_sharded_jit_of_other_layouts(recipe, name, kind, layout):
+    cases = SHARDED_BY_ROWS if recipe == ROWS else SHARDED
+    sizes, shape, (of_a,), (of_b,), wanted, result = cases[name]
+    a, b = operands(*sizes, recipe=recipe)
+    mesh = mesh_of(kind, *shape)
+    given = laid_out(layout, a, b)
+    specs = (of_a if layout[0] == "n" else turned(of_a)), (of_b if layout[1] == "t" else turned(of_b))
+    sharded = (put(x, mesh, s) for x, s in zip(given, specs, strict=True))
+    check_sharded(layout, recipe, a, b, *sharded, wanted, result, mesh)
+
+
+def turned(spec):
+    return P(*reversed([*spec, None][:2]))
+
+
+def check_sharded(layout, recipe, a, b, sharded_a, sharded_b, wanted, result, mesh):
+    function = functools.partial(GEMMS[layout], recipe=recipe)
+    assert collectives(function, sharded_a, sharded_b) == wanted
+    d = jax.jit(function)(sharded_a, sharded_b)
+    assert_close(d, oracle(a, b, recipe=recipe))
     if result is not None:
         assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
 
@@ -205,23 +260,31 @@ def test_vmap_over_a_sharded_batch(axes, kind):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("cast, scale", [(per_token_cast_to_fp8, P("x", "y")), (per_block_cast_to_fp8, P("x", "y"))])
-def test_casts_gather_nothing(cast, scale, kind):
+@pytest.mark.parametrize(
+    "cast, spec",
+    [
+        (per_token_cast_to_fp8, P("x", "y")),
+        (per_block_cast_to_fp8, P("x", "y")),
+        (per_channel_cast_to_fp8, P("y", "x")),
+    ],
+)
+def test_casts_gather_nothing(cast, spec, kind):
     x = jax.random.normal(jax.random.key(0), (512, 1024))
     mesh = mesh_of(kind, 4, 2)
     sharded = jax.device_put(x, NamedSharding(mesh, P("x", "y")))
     assert not collectives(cast, sharded)
     got = jax.jit(cast)(sharded)
-    assert (got.data.sharding.spec, got.scale.sharding.spec) == (P("x", "y"), scale)
+    assert (got.data.sharding.spec, got.scale.sharding.spec) == (spec, spec)
     for g, wanted in zip(got, cast(x), strict=True):
         np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_casts_of_shards_that_cut_blocks(kind):
+@pytest.mark.parametrize("cast", [per_block_cast_to_fp8, per_channel_cast_to_fp8])
+def test_casts_of_shards_that_cut_blocks(cast, kind):
     x = jax.random.normal(jax.random.key(0), (64, 512))
     sharded = jax.device_put(x, NamedSharding(mesh_of(kind, 8), P("x")))
-    for g, wanted in zip(jax.jit(per_block_cast_to_fp8)(sharded), per_block_cast_to_fp8(x), strict=True):
+    for g, wanted in zip(jax.jit(cast)(sharded), cast(x), strict=True):
         np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
 
 
@@ -235,6 +298,34 @@ def mapped(function, in_specs, out_specs, **options):
 
 def test_shard_map():
     assert_close(mapped(fp8_gemm_nt, (P("x"), P("y")), P("x", "y"))(A, B), WANTED)
+
+
+@LAYOUTS
+@RECIPES
+def test_shard_map_of_other_layouts(recipe, layout):
+    a, b = operands(64, 1024, 272, recipe=recipe)
+    specs = P("x") if layout[0] == "n" else P(None, "x"), P("y") if layout[1] == "t" else P(None, "y")
+    function = mapped(functools.partial(GEMMS[layout], recipe=recipe), specs, P("x", "y"))
+    assert_close(function(*laid_out(layout, a, b)), oracle(a, b, recipe=recipe))
+
+
+def test_gradient_of_weights_over_sharded_tokens():
+    """Data parallel: every device has its tokens, and the gradients of weights become their sum."""
+    random = np.random.default_rng(0)
+    dy, x = (jnp.asarray(random.standard_normal((1024, width)), jnp.bfloat16) for width in (64, 128))
+    wanted = oracle(per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x), recipe=ROWS)
+
+    def gradient(dy, x):
+        return BY_ROWS(per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x), out_dtype=jnp.float32)
+
+    mesh = mesh_of(AxisType.Auto, 8)
+    sharded = put((dy, x), mesh, P("x"))
+    assert collectives(gradient, *sharded) == SUM
+    assert_close(jax.jit(gradient)(*sharded), wanted)
+    mapped_gradient = jax.shard_map(
+        lambda dy, x: jax.lax.psum(gradient(dy, x), "x"), mesh=mesh, in_specs=P("x"), out_specs=P()
+    )
+    assert_close(jax.jit(mapped_gradient)(dy, x), wanted)
 
 
 def test_shard_map_over_k():
@@ -280,6 +371,20 @@ def test_export_round_trip(platforms):
     again = jax.export.deserialize(exported.serialize())
     assert again.platforms == platforms
     assert_close(again.call(A, B), WANTED)
+
+
+@RECIPES
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_of_every_layout(recipe):
+    a, b = operands(16, 128, 144, recipe=recipe)
+    given = {layout: laid_out(layout, a, b) for layout in GEMMS}
+
+    def products(pairs):
+        return {layout: GEMMS[layout](*pair, recipe=recipe) for layout, pair in pairs.items()}
+
+    exported = jax.export.export(jax.jit(products), platforms=("cpu", "cuda"))(given)
+    for d in jax.export.deserialize(exported.serialize()).call(given).values():
+        assert_close(d, oracle(a, b, recipe=recipe))
 
 
 def test_export_for_several_devices():
