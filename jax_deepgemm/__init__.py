@@ -11,9 +11,11 @@ from jax_deepgemm.ops.casting import cast_back_from_fp8 as cast_back_from_fp8
 from jax_deepgemm.ops.casting import per_block_cast_to_fp8 as per_block_cast_to_fp8
 from jax_deepgemm.ops.casting import per_channel_cast_to_fp8 as per_channel_cast_to_fp8
 from jax_deepgemm.ops.casting import per_token_cast_to_fp8 as per_token_cast_to_fp8
+from jax_deepgemm.ops.fp8_dot_general import fp8_dot_general as fp8_dot_general
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn as fp8_gemm_nn
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nt as fp8_gemm_nt
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tn as fp8_gemm_tn
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tt as fp8_gemm_tt
+from jax_deepgemm.ops.fp8_linear import fp8_linear as fp8_linear
 from jax_deepgemm.target import H100 as H100
 from jax_deepgemm.target import Target as Target
