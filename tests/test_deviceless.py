@@ -1,4 +1,4 @@
-"""What XLA makes of `fp8_gemm_nt` for GPUs that are not there."""
+"""What XLA makes of the FP8 GEMMs for GPUs that are not there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_deepgemm import fp8_gemm_nt, per_token_cast_to_fp8, warn
+from jax_deepgemm import (
+    fp8_gemm_nt,
+    fp8_gemm_tn,
+    fp8_gemm_tt,
+    per_channel_cast_to_fp8,
+    per_token_cast_to_fp8,
+    warn,
+)
 from tests.deviceless import LAUNCH, commands, computations, devices, moves, opcode, sharding
+from tests.helpers import GEMMS, ROWS
 
 M, N, K = 256, 1024, 1024
 X = jax.ShapeDtypeStruct((M, K), jnp.bfloat16)
@@ -70,6 +78,55 @@ def test_row_major_scales_of_arguments_are_transposed_once() -> None:
     program = compiled(fp8_gemm_nt, A, B)
     assert program.count(LAUNCH) == 1
     assert len(moves(program)) == 1
+
+
+def turned(x: Any) -> Any:
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[::-1], v.dtype), x)
+
+
+A_DATA, A_SCALES, B_DATA, B_SCALES = "f8e4m3fn[256,1024]", "f32[8,256]", "f8e4m3fn[1024,1024]", "f32[8,8]"
+
+
+@pytest.mark.parametrize(
+    "layout, moved",
+    [
+        ("nn", [A_SCALES, B_SCALES, B_DATA]),
+        ("tn", [A_DATA, B_SCALES, B_DATA]),  # A's scales already have M fastest
+        ("tt", [A_DATA]),
+    ],
+)
+def test_other_layouts_of_arguments_are_transposed_once(layout: str, moved: list[str]) -> None:
+    a, b = A if layout[0] == "n" else turned(A), B if layout[1] == "t" else turned(B)
+    program = compiled(GEMMS[layout], a, b)
+    assert program.count(LAUNCH) == 1
+    assert sorted(shapes(moves(program))) == sorted(moved)
+
+
+def shapes(instructions: Sequence[str]) -> list[str]:
+    """Of the result of each, without its layout."""
+    found = [re.search(r" = (\w+\[[\d,]*\])", i) for i in instructions]
+    assert all(found), instructions
+    return [f[1] for f in found if f]
+
+
+@pytest.mark.parametrize("function", [fp8_gemm_tn, fp8_gemm_tt])
+def test_a_cast_in_the_same_jit_writes_k_contiguous(function: Callable[..., jax.Array]) -> None:
+    """A cast of activations [K, M], along K: the kernel's operand is all that is written of that size."""
+
+    def product(x: jax.Array, b: Any) -> jax.Array:
+        return function(jax.tree.map(jnp.transpose, per_channel_cast_to_fp8(x)), b)
+
+    b = turned(B) if function is fp8_gemm_tn else B
+    program = compiled(product, turned(X), b)
+    entry = [i for i in computations(program)["ENTRY"] if opcode(i) == "fusion"]
+    large = [s for s in shapes(entry) if s.endswith(("[256,1024]", "[1024,256]"))]
+    assert large == [A_DATA]
+    assert A_DATA not in shapes(moves(program)) and A_SCALES not in shapes(moves(program))
+
+
+def test_scales_by_rows_have_no_kernel_yet() -> None:
+    b = (B[0], jax.ShapeDtypeStruct((N, K // 128), jnp.float32))
+    assert "jax_deepgemm.launch" not in compiled(lambda a, b: fp8_gemm_nt(a, b, recipe=ROWS), A, b)
 
 
 def test_a_chain_of_five_is_a_command_buffer(tmp_path: pathlib.Path) -> None:

@@ -120,6 +120,12 @@ def test_other_gpus_have_no_launch() -> None:
     assert golden.launch(DENSE[0], target=Target("sm_100a", 148, H100.smem_bytes)) is None
 
 
+def test_other_recipes_have_no_launch() -> None:
+    case = DENSE[0]
+    assert golden.launch(case) is not None
+    assert golden.launch(case, recipe=((1, 128), (1, 128))) is None
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

@@ -130,7 +130,7 @@ def _cast(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> Quantized:
 @functools.partial(jax.jit, static_argnames=("block", "use_ue8m0"))
 def _scaled(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
-    scale = stored = jnp.maximum(_amax(wide, block), _SMALLEST_AMAX) / E4M3_MAX
+    scale = stored = jnp.maximum(_amax(x, block), _SMALLEST_AMAX) / E4M3_MAX
     if use_ue8m0:
         stored = _ceil_to_ue8m0(scale)
         scale = stored.astype(jnp.float32)
@@ -142,10 +142,11 @@ def _scaled(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> list[jax.A
 def _amax(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     rows, columns = checks.scale_shape(x.shape, block)
     padding = [(0, n * b - s) for n, b, s in zip((rows, columns), block, x.shape, strict=True)]
-    # As integers, magnitudes order the same, with NaN on top: XLA's maximum of floats loses NaN on some CPUs.
-    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+    # As integers, magnitudes order the same, with NaN on top: XLA's maximum of floats loses NaN on some CPUs. In the
+    # dtype of `x`, where widening it first would be shared with what scales it, and share a transposing cast's layout.
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32 if x.dtype.itemsize == 4 else jnp.int16)
     blocks = jnp.pad(bits, padding).reshape(rows, block[0], columns, block[1])
-    return jax.lax.bitcast_convert_type(jnp.max(blocks, axis=(1, 3)), jnp.float32)
+    return jax.lax.bitcast_convert_type(jnp.max(blocks, axis=(1, 3)), x.dtype).astype(jnp.float32)
 
 
 def _ceil_to_ue8m0(scale: jax.Array) -> jax.Array:
