@@ -77,11 +77,11 @@ def target() -> tuple[Target | None, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A public operation and operands that it lowers with. `by_xla`: it is jax.numpy on every platform."""
+    """A public operation and operands that it lowers with. `without_kernel`: how it runs, having none anywhere."""
 
     function: Callable[..., Any]
     shapes: tuple[tuple[tuple[int, ...], Any], ...]
-    by_xla: bool = False
+    without_kernel: str | None = None
 
 
 def _gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
@@ -93,11 +93,26 @@ def _cast_back(data: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 _FP8, _F32, _BF16 = jnp.float8_e4m3fn, jnp.float32, jnp.bfloat16
+
+
+def _gemm_as(layout: str, b_scale_rows: int = 1, without_kernel: str | None = None, **options: Any) -> Operation:
+    function = getattr(jax_deepgemm, f"fp8_gemm_{layout}")
+    a, b = ((64, 256), (64, 2)), ((128, 256), (b_scale_rows, 2))
+    shapes = [s if layout[0] == "n" else s[::-1] for s in a] + [s if layout[1] == "t" else s[::-1] for s in b]
+
+    def gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
+        return function((a, a_scale), (b, b_scale), **options)
+
+    return Operation(gemm, tuple(zip(shapes, (_FP8, _F32) * 2, strict=True)), without_kernel)
+
+
 OPERATIONS = {
-    "fp8_gemm_nt": Operation(_gemm, (((64, 256), _FP8), ((64, 2), _F32), ((128, 256), _FP8), ((1, 2), _F32))),
-    "per_token_cast_to_fp8": Operation(jax_deepgemm.per_token_cast_to_fp8, (((64, 256), _BF16),), by_xla=True),
-    "per_block_cast_to_fp8": Operation(jax_deepgemm.per_block_cast_to_fp8, (((128, 256), _BF16),), by_xla=True),
-    "cast_back_from_fp8": Operation(_cast_back, (((64, 256), _FP8), ((64, 2), _F32)), by_xla=True),
+    **{f"fp8_gemm_{layout}": _gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
+    "fp8_gemm_nt (1D1D)": _gemm_as("nt", 128, "reference", recipe=((1, 128), (1, 128))),
+    "per_token_cast_to_fp8": Operation(jax_deepgemm.per_token_cast_to_fp8, (((64, 256), _BF16),), "XLA"),
+    "per_block_cast_to_fp8": Operation(jax_deepgemm.per_block_cast_to_fp8, (((128, 256), _BF16),), "XLA"),
+    "per_channel_cast_to_fp8": Operation(jax_deepgemm.per_channel_cast_to_fp8, (((256, 64), _BF16),), "XLA"),
+    "cast_back_from_fp8": Operation(_cast_back, (((64, 256), _FP8), ((64, 2), _F32)), "XLA"),
 }
 
 
@@ -111,8 +126,8 @@ def operations() -> dict[str, str]:
         operands = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operation.shapes]
         if "jax_deepgemm.launch" in jax.jit(operation.function).lower(*operands).as_text():
             found[name] = "native kernel"
-        elif operation.by_xla:
-            found[name] = "XLA: no kernel of its own yet"
+        elif operation.without_kernel:
+            found[name] = f"{operation.without_kernel}: no kernel of its own yet"
         else:
             found[name] = f"reference: {why}"
     return found
