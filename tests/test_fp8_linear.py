@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 import re
 
 import jax
@@ -139,6 +140,14 @@ def test_nan_and_inf_stay_in_their_rows(bad):
     x, w, _ = arrays(40, 136, 272)
     y = np.asarray(fp8_linear(x.at[5, 200].set(bad), w))
     assert np.isnan(y[5]).all() and np.isfinite(np.delete(y, 5, axis=0)).all()
+
+
+def test_readme_example_runs():
+    blocks = (pathlib.Path(__file__).parent.parent / "README.md").read_text().split("```python\n")[1:]
+    code = "\n".join(block.partition("```")[0] for block in blocks)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (names["gradient"].shape, names["gradient"].dtype) == ((384, 1024), jnp.bfloat16)
 
 
 # --- weights that are quantised already ------------------------------------------------------------------------------
