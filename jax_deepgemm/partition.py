@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
@@ -36,8 +37,8 @@ def partitioned(call: Call, factors: Factors, shapes: Sequence[Sequence[int]], r
         axes = assign(
             factors,
             mesh.shape,
-            [(x.shape, x.sharding.spec) for x in operands],
-            [(x.shape, x.sharding.spec) for x in results],
+            [(x.shape, _spec(mesh, x)) for x in operands],
+            [(x.shape, _spec(mesh, x)) for x in results],
         )
         summed = tuple(axis for factor in factors.summed for axis in axes.get(factor, ()))
 
@@ -55,8 +56,35 @@ def partitioned(call: Call, factors: Factors, shapes: Sequence[Sequence[int]], r
 
     shared = custom_partitioning(function)
     rule, keywords = factors.shardy(shapes)
-    shared.def_partition(partition, sharding_rule=rule, **keywords)
+    # JAX's own decoding raises where Shardy has split a mesh axis, as for two blocks over four devices.
+    shared.def_partition(partition, decode_shardings=False, sharding_rule=rule, **keywords)
     return shared
+
+
+def _spec(mesh: Mesh, x: Any) -> PartitionSpec:
+    """How `x` is sharded over the axes of `mesh`: not at all in a dimension that whole axes do not describe."""
+    indices = x.sharding.devices_indices_map((mesh.size,) * len(x.shape))  # a size that every sharding divides
+    entries = []
+    for dim in range(len(x.shape)):
+        starts = np.array([indices[device][dim].start or 0 for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+        # Where an axis shards the dimension, its second device begins this far from its first.
+        steps = {
+            axis: int(np.take(starts, 1, position).flat[0])
+            for position, axis in enumerate(mesh.axis_names)
+            if mesh.shape[axis] > 1
+        }
+        axes = tuple(sorted((axis for axis in steps if steps[axis]), key=lambda axis: -steps[axis]))
+        entries.append(axes if np.array_equal(starts, _starts(mesh, axes)) else None)
+    return PartitionSpec(*entries)
+
+
+def _starts(mesh: Mesh, axes: tuple[str, ...]) -> np.ndarray:
+    """Where each device's part of a dimension of `mesh.size` begins, if it is sharded over `axes`, major first."""
+    step, starts = mesh.size, np.zeros(mesh.devices.shape, int)
+    for axis in axes:
+        step //= mesh.shape[axis]
+        starts += step * np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)]
+    return starts
 
 
 def applies(ctx: mlir.LoweringRuleContext) -> bool:

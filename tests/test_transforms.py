@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
+from jax_deepgemm.partition import _spec
 from tests.helpers import BLOCKS, GEMMS, RECIPES, ROWS, assert_close, laid_out, operands, oracle
 
 A, B = operands(64, 1024, 1024)
@@ -197,6 +198,35 @@ def check_sharded(layout, recipe, a, b, sharded_a, sharded_b, wanted, result, me
     assert_close(d, oracle(a, b, recipe=recipe))
     if result is not None:
         assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("specs", [(P(), P("x")), (P("x", "y"), P(None, "x")), (P("y"), P(("x", "y")))])
+def test_fewer_blocks_than_devices(specs, kind):
+    """The casts' scales have two blocks for the four devices of `x`, so Shardy splits that axis."""
+    random = np.random.default_rng(0)
+    x, w = (jnp.asarray(random.standard_normal((256, 256)), jnp.bfloat16) for _ in range(2))
+
+    def products(x, w):
+        activations, weights = per_token_cast_to_fp8(x), per_block_cast_to_fp8(w)
+        columns = per_channel_cast_to_fp8(x), per_channel_cast_to_fp8(w)
+        return fp8_gemm_nt(activations, weights), GEMMS["nn"](activations, weights), BY_ROWS(*columns)
+
+    mesh = mesh_of(kind, 4, 2)
+    got = jax.jit(products)(*(put(v, mesh, s) for v, s in zip((x, w), specs, strict=True)))
+    for d, wanted in zip(got, products(x, w), strict=True):
+        assert_close(d, np.asarray(wanted).astype(np.float64))
+
+
+def test_shardings_are_decoded_to_whole_axes():
+    devices = np.array(jax.devices()).reshape(2, 1, 4)[:, :, ::-1]  # in another order than XLA's
+    mesh = Mesh(devices, ("x", "one", "y"))
+    for spec in (P(), P("x"), P(None, "y"), P(("x", "y")), P(("y", "x"), None), P("y", "x")):
+        x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=NamedSharding(mesh, spec))
+        assert NamedSharding(mesh, _spec(mesh, x)).is_equivalent_to(x.sharding, 2), spec
+    split = Mesh(devices.reshape(2, 2, 2), ("x", "major", "minor"))
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=NamedSharding(split, P("x", "major")))
+    assert NamedSharding(mesh, _spec(mesh, x)).is_equivalent_to(NamedSharding(mesh, P("x")), 2)
 
 
 @pytest.mark.parametrize("kind", BOTH)
