@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import pathlib
 import re
 
@@ -53,17 +54,18 @@ def exact(x, w, dy):
     return x @ w.T, dy @ w, dy.T @ x
 
 
+@jax.jit
+def rounded(x, w, dy):
+    """The operands of the forward product, of dx and of dw."""
+    along_tokens = per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x)
+    return per_token_cast_to_fp8(x), per_block_cast_to_fp8(w), per_token_cast_to_fp8(dy), *along_tokens
+
+
 def emulated(x, w, dy):
     """In float64, of the operands as the recipe rounds them."""
-    activations, weights, gradients = (
-        dequantised(*v) for v in (
-            (per_token_cast_to_fp8(x), (1, 128)),
-            (per_block_cast_to_fp8(w), (128, 128)),
-            (per_token_cast_to_fp8(dy), (1, 128)),
-        )
-    )  # fmt: skip
-    along_tokens = [dequantised(per_channel_cast_to_fp8(v), (1, 128)) for v in (dy, x)]
-    return activations @ weights.T, gradients @ weights, along_tokens[0] @ along_tokens[1].T
+    blocks = (1, 128), (128, 128), (1, 128), (1, 128), (1, 128)
+    x, w, dy, dy_t, x_t = (dequantised(v, block) for v, block in zip(rounded(x, w, dy), blocks, strict=True))
+    return x @ w.T, dy @ w, dy_t @ x_t.T
 
 
 def check(got, wanted):
@@ -282,6 +284,8 @@ SHARDED = {
     "data and N": ((TOKENS,), (P("x"), P("y"), P("x", "y")), {SUM}),
     "data and K": ((TOKENS,), (P("x", "y"), P(None, "y"), P("x")), {SUM}),
     "data and weights by the same axis": ((TOKENS,), (P("x"), P("x"), P("x")), {GATHER, SUM}),
+    "shards that cut blocks": ((TOKENS,), (P(("x", "y")), P(None, ("x", "y")), P(("x", "y"))), None),
+    "blocks that devices do not divide": ((1536,), (P(("x", "y")), P(), P(("x", "y"))), None),
     "leading dimensions": ((8, 128), (P("x"), P("y"), P("x", None, "y")), {SUM}),
     "an inner leading dimension": ((4, 256), (P(None, "x"), P(), P(None, "x")), None),
 }
@@ -291,7 +295,7 @@ SHARDED = {
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_jit(name, kind):
     leading, specs, collectives = SHARDED[name]
-    x, w, dy = arrays(TOKENS, N, K)
+    x, w, dy = arrays(math.prod(leading), N, K)
     args = x.reshape(*leading, K), w, dy.reshape(*leading, N)
     mesh = mesh_of(4, 2, kind=kind)
     sharded = [jax.device_put(v, NamedSharding(mesh, s)) for v, s in zip(args, specs, strict=True)]
