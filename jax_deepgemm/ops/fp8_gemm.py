@@ -235,7 +235,7 @@ def _reduce(
 
 
 def _operand_layouts(avals: Avals, params: Params) -> Layouts:
-    """A's scales with M fastest, so that one bulk copy brings those of a tile."""
+    """A's scales with M fastest: those of a tile are neighbours, and a warp copies 32 of them at once."""
     return [None, (0, 1), None, None, None][: len(avals)]
 
 
