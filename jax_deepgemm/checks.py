@@ -72,3 +72,14 @@ def quantized(name: str, x: Any, dims: str, block: tuple[int, int]) -> Quantized
 def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, int]:
     rows, columns = shape
     return -(-rows // block[0]), -(-columns // block[1])
+
+
+def dtype(name: str, value: DTypeLike, allowed: Sequence[DTypeLike], wanted: str) -> jnp.dtype:
+    """The dtype that `value` names, one of `allowed`; `wanted` says them to the user."""
+    try:
+        found = jnp.dtype(value)
+    except TypeError:
+        fail(TypeError, name, wanted, repr(value))
+    if found not in [jnp.dtype(d) for d in allowed]:
+        fail(TypeError, name, wanted, str(found))
+    return found

@@ -308,7 +308,8 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     wait_for_predecessor();
     release_successor();
 
-    // Of the 168 registers a thread at launch, all that the math warps cannot take from the producer would deadlock.
+    // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Math warps that asked for more than the
+    // producer gives back would wait for ever.
     if (warp >= kMathWarps) {
         if constexpr (Gemm::kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
         if (warp == kMathWarps && elect_one()) Gemm::produce_tiles(shared, rows_map, columns_map, m, n, k);

@@ -137,7 +137,7 @@ def _gemm(
     recipe = RECIPE if recipe is None else recipe
     if recipe not in RECIPES:
         checks.fail(ValueError, "recipe", f"{' or '.join(map(str, RECIPES))} or None", repr(recipe))
-    dtype = _checked_out_dtype(out_dtype)
+    dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
     a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
     b = checks.quantized("b", b, dims[1], _k_last(recipe[1], dims[1]))
     m, k = _k_last(a.data.shape, dims[0])
@@ -158,17 +158,6 @@ def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
     """Turns sizes in the order of `dims` around if K comes first there; and so turns them back."""
     first, second = sizes
     return (first, second) if dims in _K_MAJOR else (second, first)
-
-
-def _checked_out_dtype(out_dtype: DTypeLike) -> jnp.dtype:
-    wanted = "bfloat16 or float32"
-    try:
-        dtype = jnp.dtype(out_dtype)
-    except TypeError:
-        checks.fail(TypeError, "out_dtype", wanted, repr(out_dtype))
-    if dtype not in [jnp.dtype(d) for d in _OUT_DTYPES]:
-        checks.fail(TypeError, "out_dtype", wanted, str(dtype))
-    return dtype
 
 
 # The operands of the primitive: a's data and scale, b's data and scale, and c if there is one.

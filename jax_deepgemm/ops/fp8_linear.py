@@ -69,7 +69,8 @@ def fp8_linear(
     matrix = weights.data if isinstance(weights, Quantized) else weights
     if matrix.shape[1] != k:
         checks.fail(ValueError, "w", f"of shape (N, {k}) with the K of `x`", matrix)
-    y = matmul_nt(merge(x, (x.ndim - 1, 1)), weights, _checked_out_dtype(x.dtype if out_dtype is None else out_dtype))
+    dtype = checks.dtype("out_dtype", x.dtype if out_dtype is None else out_dtype, DTYPES, "bfloat16, float32 or None")
+    y = matmul_nt(merge(x, (x.ndim - 1, 1)), weights, dtype)
     return split(y, 0, x.shape[:-1], spec(x)[:-1])
 
 
@@ -89,17 +90,6 @@ def _checked_x(x: Any) -> jax.Array:
     return jnp.asarray(x)
 
 
-def _checked_out_dtype(out_dtype: DTypeLike) -> jnp.dtype:
-    wanted = "bfloat16, float32 or None"
-    try:
-        dtype = jnp.dtype(out_dtype)
-    except TypeError:
-        checks.fail(TypeError, "out_dtype", wanted, repr(out_dtype))
-    if dtype not in DTYPES:
-        checks.fail(TypeError, "out_dtype", wanted, str(dtype))
-    return dtype
-
-
 class _Types(NamedTuple):
     """Types of the operands, which their gradients must have. No `w` where it has no gradient."""
 
@@ -109,11 +99,13 @@ class _Types(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul_nt(x: jax.Array, w: jax.Array | Quantized, out_dtype: jnp.dtype, types: _Types) -> jax.Array:
-    return _forward(x, w, out_dtype)[0]
+    result: Any = _forward(x, w, out_dtype)
+    return result[0]
 
 
 def _matmul_nt_fwd(x: jax.Array, w: jax.Array | Quantized, out_dtype: jnp.dtype, types: _Types) -> Any:
-    y, quantised = _forward(x, w, out_dtype)
+    result: Any = _forward(x, w, out_dtype)
+    y, quantised = result
     return y, (x, quantised)
 
 
