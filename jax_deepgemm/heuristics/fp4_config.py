@@ -1,0 +1,86 @@
+"""A tile configuration of the Hopper GEMM with FP4 weights, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store
+
+TASK_ROWS = 32  # rows of weights that a warp decodes at once
+DECODING_WARPS = 4
+MAX_PACKED_STAGES = 16
+
+
+class Scales(NamedTuple):
+    """A kind of weight scales: the kernel's name of it, and for a row's 128 values its bytes, and scales that it has."""
+
+    name: str
+    row_bytes: int
+    sets: int
+
+
+UE8M0_BY_32 = Scales("Ue8m0By32", 4, 4)
+FLOAT_BY_32 = Scales("FloatBy32", 16, 4)
+FLOAT_BY_128 = Scales("FloatBy128", 4, 1)
+
+
+class Fp4Layout(NamedTuple):
+    """How a configuration fills shared memory."""
+
+    packed_stages: int
+    store: Store
+    shared_memory: int  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Fp4GemmConfig(GemmConfig):
+    """A `GemmConfig` whose weights pass through a ring of packed stages in front of the ring of decoded ones."""
+
+    decoded_stages: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.multicast > 1:
+            raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
+        if self.decoded_stages < 2:
+            raise ValueError(f"`decoded_stages` must be at least 2, got {self.decoded_stages}")
+        if self.tile_n % TASK_ROWS or self.tile_n // TASK_ROWS * self.stage_blocks % DECODING_WARPS:
+            raise ValueError(f"a stage must be 32 rows by 128 of K for each of four warps, or a multiple, got {self}")
+
+    def fp4_layout(self, out_bytes: int, smem_bytes: int, scales: Scales) -> Fp4Layout:
+        """The layout in a block of `smem_bytes`: what the decoded stages and the epilogue leave is packed stages."""
+        decoded = self.decoded_stages * self._decoded_bytes(scales) + 16
+        packed = self.stage_blocks * self.tile_n * (BLOCK_K // 2 + scales.row_bytes) + 8 * DECODING_WARPS
+        for store in self._stores(out_bytes):
+            used = decoded + self._epilogue(store)
+            stages = min(MAX_PACKED_STAGES, (smem_bytes - used) // packed)
+            if stages >= 4:
+                break
+        return Fp4Layout(stages, store, used + stages * packed)
+
+    def _decoded_bytes(self, scales: Scales) -> int:
+        """Of a stage: its tiles, their scales, what tells of each task's rows, two barriers."""
+        tiles = (self.rows + self.columns) * BLOCK_K
+        flags = self.tile_n // TASK_ROWS * 4
+        return self.stage_blocks * (tiles + _align(self.tile_m * 4) + scales.sets * self.tile_n * 4 + _align(flags)) + 16
+
+    def _stores(self, out_bytes: int) -> list[Store]:
+        """How a warp may stage its rows for the TMA store, the best first."""
+        if not self.stores_by_tma:
+            return [Store(32, 1)]
+        row_bytes = self.columns * out_bytes
+        widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
+        whole = row_bytes // widest * self.waves
+        narrow = Store(widest // 2, 2) if widest // 2 >= 16 * out_bytes else Store(widest, 1)
+        return [Store(widest, whole), *([Store(widest, 2)] if whole % 2 == 0 else []), narrow]
+
+    def _epilogue(self, store: Store) -> int:
+        if self.stores_by_tma:
+            return self._staging(store)
+        pitch = self.tile_n + (4 if self.swap else 8)
+        return -(-self.tile_m * pitch * 4 // 1024) * 1024
+
+
+def _align(value: int) -> int:
+    return -(-value // 16) * 16
