@@ -9,7 +9,7 @@
 // or split K among them (kSplitK > 1).
 //
 // What a kernel's recipe of scales decides is its `Scaling`: `Source`, one lane's copies into a stage, and `Scales`,
-// which a math thread reads from it and promotes by.
+// which a math thread reads from it and promotes by; kReadsLate, if promoting reads the stage too.
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
@@ -147,8 +147,9 @@ struct Fp8Gemm {
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
-            if (j.value == kCount - 1) release_stage();
+            if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();
             scales[j.value].promote(sum, product[j.value], Config::kSwap ? row : 0, shift);
+            if (j.value == kCount - 1 && Scaling::kReadsLate) release_stage();
         });
     }
 

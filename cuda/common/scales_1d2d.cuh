@@ -9,6 +9,7 @@ struct Scales1d2d {
     using Layout = SharedLayout<Config>;
     using Shared = SharedMemory<Config>;
     static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
+    static constexpr bool kReadsLate = false;
 
     // This lane's scales of A are `lane`, `lane + 32`, ... of the tile; of B, `lane`. Rows beyond M keep what the stage
     // held before: nobody stores them.
