@@ -35,11 +35,12 @@ __device__ __forceinline__ float ue8m0_value(u32 exponent) {
     return __uint_as_float(exponent << 23 | half);
 }
 
-// How a row of 128 values is decoded: a table and a scale for each 32 of them. If `whole`, all four scales are equal,
-// and the products over the row can be scaled together.
+// How kCount times 32 of a row's 128 values are decoded: a table and a scale for each 32. If `whole`, all scales of the
+// row are equal, and the products over it can be scaled together.
+template <u32 kCount>
 struct RowDecoding {
-    Fp4Table tables[4];
-    float scales[4];
+    Fp4Table tables[kCount];
+    float scales[kCount];
     bool whole;
 };
 
@@ -47,28 +48,24 @@ struct RowDecoding {
 struct Ue8m0By32 {
     static constexpr u32 kBytes = 4, kSets = 4;
 
-    // The exponents relative to one of them go into the tables, where they fit there.
-    static __device__ __forceinline__ RowDecoding read(const void* raw) {
-        constexpr int kLowest = -5, kSpread = 11;
+    // The common scale is that of a table times 2^6 for the largest exponent; the others' tables are times less.
+    template <u32 kCount>
+    static __device__ __forceinline__ RowDecoding<kCount> read(const void* raw, u32 first) {
+        constexpr int kHighest = 6, kLowest = -5;
         const u32 packed = *static_cast<const u32*>(raw);
         int exponents[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) exponents[i] = packed >> 8 * i & 255;
         const int top = max(max(exponents[0], exponents[1]), max(exponents[2], exponents[3]));
         const int bottom = min(min(exponents[0], exponents[1]), min(exponents[2], exponents[3]));
-        RowDecoding row;
-        row.whole = top - bottom <= kSpread && top < 255;
-        // The common scale is the largest, or as much less as the smallest needs. Never under `bottom`.
-        const int common = top - max(top - bottom + kLowest, 0);
-        const float scale = ue8m0_value(common);
+        const int common = max(top - kHighest, 0);
+        RowDecoding<kCount> row;
+        row.whole = bottom - common >= kLowest && top < 255;
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            row.tables[i] = Fp4Table{}.times_power_of_two(row.whole ? exponents[i] - common : 0);
-            row.scales[i] = scale;
-        }
-        if (!row.whole) {
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) row.scales[i] = ue8m0_value(exponents[i]);
+        for (u32 i = 0; i < kCount; ++i) {
+            const int exponent = kCount == 4 ? exponents[i] : packed >> 8 * (first + i) & 255;
+            row.tables[i] = Fp4Table{}.times_power_of_two(row.whole ? exponent - common : 0);
+            row.scales[i] = ue8m0_value(row.whole ? common : exponent);
         }
         return row;
     }
@@ -77,16 +74,22 @@ struct Ue8m0By32 {
 struct FloatBy32 {
     static constexpr u32 kBytes = 16, kSets = 4;
 
-    static __device__ __forceinline__ RowDecoding read(const void* raw) {
+    template <u32 kCount>
+    static __device__ __forceinline__ RowDecoding<kCount> read(const void* raw, u32 first) {
         const float4 s = *static_cast<const float4*>(raw);
-        return {{}, {s.x, s.y, s.z, s.w}, s.x == s.y && s.x == s.z && s.x == s.w};
+        RowDecoding<kCount> row;
+        row.whole = s.x == s.y && s.x == s.z && s.x == s.w;
+#pragma unroll
+        for (u32 i = 0; i < kCount; ++i) row.scales[i] = static_cast<const float*>(raw)[first + i];
+        return row;
     }
 };
 
 struct FloatBy128 {
     static constexpr u32 kBytes = 4, kSets = 1;
 
-    static __device__ __forceinline__ RowDecoding read(const void* raw) {
+    template <u32 kCount>
+    static __device__ __forceinline__ RowDecoding<kCount> read(const void* raw, u32 /*first*/) {
         return {{}, {*static_cast<const float*>(raw)}, true};
     }
 };

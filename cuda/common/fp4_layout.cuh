@@ -11,21 +11,26 @@ struct Fp4Layout : SharedLayout<Config> {
     static constexpr u32 kTileM = Base::kTileM, kTileN = Base::kTileN;
     static constexpr u32 kTokensBytes = kTileM * kBlockK;
 
-    // A task of a decoding warp: 32 rows of weights by 128 of K, a row a lane. The four warps share those of a stage.
-    static constexpr u32 kWarps = 4;
-    static constexpr u32 kTaskRows = 32, kTaskBytes = kTaskRows * kBlockK / 2;
+    // A task of a decoding warp: 32 rows of weights by 128 of K, a row a lane; 16 rows, two lanes a row, where there are
+    // too few for all warps. The warps share those of a stage.
+    static constexpr u32 kWarps = 4 * Config::kFeedGroups;
+    static constexpr u32 kTaskRows = kTileN * Config::kStageBlocks < 32 * kWarps ? 16 : 32;
+    static constexpr u32 kTaskBytes = kTaskRows * kBlockK / 2;
     static constexpr u32 kRowTasks = kTileN / kTaskRows, kTasks = kRowTasks * Config::kStageBlocks / kWarps;
-    static_assert(kTileN % kTaskRows == 0, "a task has 32 rows");
-    static_assert(kRowTasks * Config::kStageBlocks % kWarps == 0, "every warp has as many tasks");
+    static_assert(kTileN % kTaskRows == 0, "tasks have whole rows");
+    static_assert(kTasks > 0 && kRowTasks * Config::kStageBlocks % kWarps == 0, "every warp has as many tasks");
 
     // Of a block: A's scales, B's, and for each task whether its rows can be scaled as a whole.
     static constexpr u32 kScalesBytesA = align_up(kTileM * 4, 16), kScalesBytesB = Scales::kSets * kTileN * 4;
     static constexpr u32 kScalesBytes = kScalesBytesA + kScalesBytesB + align_up(kRowTasks * 4, 16);
 
+    // Scales come as boxes of 16 bytes of each row: those of four blocks of K, or of one. TMA has no less.
+    static constexpr u32 kRawRowBytes = 16, kRawBytes = kTaskRows * kRawRowBytes;
+
     static constexpr u32 kPackedTasks = kWarps * Config::kPackedStages * kTasks;
     static constexpr u32 kPacked = Base::kEpilogue + Base::kEpilogueBytes;
-    static constexpr u32 kRawScales = kPacked + kPackedTasks * kTaskBytes;  // as in memory, of each task
-    static constexpr u32 kScales = kRawScales + kPackedTasks * kTaskRows * Scales::kBytes;
+    static constexpr u32 kRawScales = kPacked + kPackedTasks * kTaskBytes;
+    static constexpr u32 kScales = kRawScales + kPackedTasks * kRawBytes;
     static constexpr u32 kBarriers = kScales + Base::kBlocks * kScalesBytes;
 };
 
@@ -41,8 +46,8 @@ struct Fp4SharedMemory {
     __device__ __forceinline__ u8* packed(u32 task) const {
         return base + Layout::kPacked + task * Layout::kTaskBytes;
     }
-    __device__ __forceinline__ u8* raw_scales(u32 task, u32 lane) const {
-        return base + Layout::kRawScales + (task * Layout::kTaskRows + lane) * Layout::Scales::kBytes;
+    __device__ __forceinline__ u8* raw_scales(u32 task) const {
+        return base + Layout::kRawScales + task * Layout::kRawBytes;
     }
     __device__ __forceinline__ float* scales_a(u32 block) const {
         return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);

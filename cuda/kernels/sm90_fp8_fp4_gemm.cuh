@@ -69,10 +69,10 @@ struct Sm90Fp8Fp4Gemm {
     // Whether every row of B in these blocks of K has one scale for all 128 of it.
     static __device__ __forceinline__ bool all_whole(const Shared& shared, u32 block, u32 count) {
         if constexpr (Layout::Scales::kSets == 1) return true;
-        bool whole = true;
+        u32 whole = 1;
         for (u32 j = 0; j < count; ++j) {
 #pragma unroll
-            for (u32 i = 0; i < Layout::kRowTasks; ++i) whole = whole && shared.whole(block + j)[i];
+            for (u32 i = 0; i < Layout::kRowTasks; ++i) whole &= shared.whole(block + j)[i];
         }
         return whole;
     }
@@ -175,10 +175,11 @@ struct Sm90Fp8Fp4Gemm {
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
+__global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 128, 1)
     sm90_fp8_fp4_gemm(const __grid_constant__ TensorMap weights_map, const __grid_constant__ TensorMap tokens_map,
-                      const __grid_constant__ TensorMap d_map, const float* scales_a, const u8* scales_b,
-                      const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
+                      const __grid_constant__ TensorMap scales_map, const __grid_constant__ TensorMap d_map,
+                      const float* scales_a, const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n,
+                      u32 k) {
     using Gemm = Sm90Fp8Fp4Gemm<Config>;
     using Layout = typename Gemm::Layout;
     extern __shared__ __align__(1024) u8 shared_memory[];
@@ -203,6 +204,7 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
             }
             tma_prefetch_descriptor(weights_map);
             tma_prefetch_descriptor(tokens_map);
+            tma_prefetch_descriptor(scales_map);
             if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
         }
         fence_barrier_init();
@@ -215,12 +217,16 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     wait_for_predecessor();
     release_successor();
 
-    // Three warpgroups start with 168 registers a thread: 3 x 168 = 72 + 2 x 216.
+    // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
+    // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.
+    constexpr bool kTwoFeed = Config::kFeedGroups == 2;
+    constexpr bool kMovesRegisters =
+        Gemm::kGroups == 2 && Gemm::kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
     if (warp >= kMathWarps) {
-        if constexpr (Gemm::kGroups > 1) registers_decrease<72>();  // one warpgroup has registers enough
-        Fp4Feed<Config>::run(shared, weights_map, tokens_map, scales_a, scales_b, m, n, k);
+        if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
+        Fp4Feed<Config>::run(shared, weights_map, tokens_map, scales_map, scales_a, m, n, k);
     } else {
-        if constexpr (Gemm::kGroups > 1) registers_increase<216>();
+        if constexpr (kMovesRegisters) registers_increase<(kTwoFeed ? 208 : 216)>();
         Gemm::compute(shared, d_map, c, d, m, n, k);
     }
     // Peers may still read from this CTA's shared memory.

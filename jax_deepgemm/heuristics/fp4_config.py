@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store
 
-TASK_ROWS = 32  # rows of weights that a warp decodes at once
-DECODING_WARPS = 4
+SCALE_BOX_BYTES = 16  # of a row: the least that TMA loads
 MAX_PACKED_STAGES = 16
 
 
@@ -38,6 +37,7 @@ class Fp4GemmConfig(GemmConfig):
     """A `GemmConfig` whose weights pass through a ring of packed stages in front of the ring of decoded ones."""
 
     decoded_stages: int = 3
+    feed_groups: int = 1  # warpgroups that decode
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,13 +45,22 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
         if self.decoded_stages < 2:
             raise ValueError(f"`decoded_stages` must be at least 2, got {self.decoded_stages}")
-        if self.tile_n % TASK_ROWS or self.tile_n // TASK_ROWS * self.stage_blocks % DECODING_WARPS:
-            raise ValueError(f"a stage must be 32 rows by 128 of K for each of four warps, or a multiple, got {self}")
+        if self.tile_n % self.task_rows or self.tile_n // self.task_rows * self.stage_blocks % self.feed_warps:
+            raise ValueError(f"a stage must be as many rows by 128 of K for each feeding warp, got {self}")
+
+    @property
+    def task_rows(self) -> int:
+        """Rows of weights that a warp decodes at once: 32, or where that would leave warps idle 16."""
+        return 16 if self.tile_n * self.stage_blocks < 32 * self.feed_warps else 32
+
+    @property
+    def feed_warps(self) -> int:
+        return 4 * self.feed_groups
 
     def fp4_layout(self, out_bytes: int, smem_bytes: int, scales: Scales) -> Fp4Layout:
         """The layout in a block of `smem_bytes`: what the decoded stages and the epilogue leave is packed stages."""
         decoded = self.decoded_stages * self._decoded_bytes(scales) + 16
-        packed = self.stage_blocks * self.tile_n * (BLOCK_K // 2 + scales.row_bytes) + 8 * DECODING_WARPS
+        packed = self.stage_blocks * self.tile_n * (BLOCK_K // 2 + SCALE_BOX_BYTES) + 8 * self.feed_warps
         for store in self._stores(out_bytes):
             used = decoded + self._epilogue(store)
             stages = min(MAX_PACKED_STAGES, (smem_bytes - used) // packed)
@@ -62,7 +71,7 @@ class Fp4GemmConfig(GemmConfig):
     def _decoded_bytes(self, scales: Scales) -> int:
         """Of a stage: its tiles, their scales, what tells of each task's rows, two barriers."""
         tiles = (self.rows + self.columns) * BLOCK_K
-        flags = self.tile_n // TASK_ROWS * 4
+        flags = self.tile_n // self.task_rows * 4
         return self.stage_blocks * (tiles + _align(self.tile_m * 4) + scales.sets * self.tile_n * 4 + _align(flags)) + 16
 
     def _stores(self, out_bytes: int) -> list[Store]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, FLOAT_BY_128, UE8M0_BY_32, Fp4GemmConfig, Scales
+from jax_deepgemm.heuristics.fp4_config import SCALE_BOX_BYTES, Fp4GemmConfig, Scales
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.fp8_gemm_plan import grid_size
+
+
+def scale_row_bytes(k: int, scales: Scales) -> int:
+    """Bytes of a row of weight scales in memory, whole boxes of TMA."""
+    return -(-k // BLOCK_K * scales.row_bytes // SCALE_BOX_BYTES) * SCALE_BOX_BYTES
 
 
 def launch(
@@ -31,6 +36,7 @@ def launch(
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
         ("kMathGroups", tile.math_groups),
+        ("kFeedGroups", tile.feed_groups),
         ("kWaves", tile.waves),
         ("kStages", tile.decoded_stages),
         ("kPackedStages", packed_stages),
@@ -40,6 +46,7 @@ def launch(
         ("kClusterRows", 1),
         ("kClusterColumns", 1),
         ("kGroup", tile.group),
+        ("kScaleN", 1),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kHasC", has_c),
@@ -47,6 +54,7 @@ def launch(
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
     a, a_scale, b, b_scale, c = range(5)
+    scale_bytes = scale_row_bytes(k, scales)
     d = 5 if has_c else 4
     d_map = TensorMap(
         d,
@@ -59,16 +67,16 @@ def launch(
     return Launch(
         kernel=Kernel("sm90_fp8_fp4_gemm", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
-        block=(tile.math_groups * 128 + 128, 1, 1),
+        block=((tile.math_groups + tile.feed_groups) * 128, 1, 1),
         cluster=(tile.cluster, 1, 1),
         shared_memory=shared_memory,
         pdl=pdl,
         arguments=(
-            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K // 2, 32), swizzle=64),
+            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K // 2, tile.task_rows), swizzle=64),
             TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128),
+            TensorMap(b_scale, "uint8", (scale_bytes, n), (scale_bytes,), (SCALE_BOX_BYTES, tile.task_rows)),
             d_map,
             Pointer(a_scale),
-            Pointer(b_scale),
             Pointer(c if has_c else d),
             Pointer(d),
             Scalar(m, "uint32"),
