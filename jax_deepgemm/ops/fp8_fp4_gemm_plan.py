@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from jax_deepgemm.heuristics.fp4_config import SCALE_BOX_BYTES, Fp4GemmConfig, Scales
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jax_deepgemm.heuristics import sm90_fp4
+from jax_deepgemm.heuristics.fp4_config import (
+    FLOAT_BY_32,
+    FLOAT_BY_128,
+    SCALE_BOX_BYTES,
+    UE8M0_BY_32,
+    Fp4GemmConfig,
+    Scales,
+)
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
-from jax_deepgemm.ops.fp8_gemm_plan import grid_size
+from jax_deepgemm.ops.fp8_gemm_plan import MAX_EXTENT, Shaped, grid_size
+
+if TYPE_CHECKING:
+    from jax_deepgemm.config import Config
+    from jax_deepgemm.target import Target
+
+
+def plan(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Launch | None:
+    """The launch for operands (a, a_scale, b packed, b_scale[, c]), or None where no kernel takes the problem."""
+    (m, k), (n, _) = avals[0].shape, avals[2].shape
+    if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT or k % 32:
+        return None
+    out_bytes = np.dtype(out_avals[0].dtype).itemsize
+    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
+    scales = scale_kind(avals[3].dtype, params["recipe"])
+    chosen = sm90_fp4.fp8_fp4_gemm(m, n, k, scales, out_bytes, num_sms, target.smem_bytes)
+    return launch(chosen, m, n, k, scales, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def scale_kind(dtype: Any, recipe: tuple[tuple[int, int], tuple[int, int]]) -> Scales:
+    """Which scales of B those of this dtype are."""
+    if recipe[1][1] == 128:
+        return FLOAT_BY_128
+    return FLOAT_BY_32 if np.dtype(dtype) == np.float32 else UE8M0_BY_32
 
 
 def scale_row_bytes(k: int, scales: Scales) -> int:
