@@ -130,5 +130,3 @@ def test_bad_input(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == message
-
-

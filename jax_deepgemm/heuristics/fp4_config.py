@@ -72,7 +72,9 @@ class Fp4GemmConfig(GemmConfig):
         """Of a stage: its tiles, their scales, what tells of each task's rows, two barriers."""
         tiles = (self.rows + self.columns) * BLOCK_K
         flags = self.tile_n // self.task_rows * 4
-        return self.stage_blocks * (tiles + _align(self.tile_m * 4) + scales.sets * self.tile_n * 4 + _align(flags)) + 16
+        return (
+            self.stage_blocks * (tiles + _align(self.tile_m * 4) + scales.sets * self.tile_n * 4 + _align(flags)) + 16
+        )
 
     def _stores(self, out_bytes: int) -> list[Store]:
         """How a warp may stage its rows for the TMA store, the best first."""
