@@ -12,7 +12,7 @@ MAX_PACKED_STAGES = 16
 
 
 class Scales(NamedTuple):
-    """A kind of weight scales: the kernel's name of it, and for a row's 128 values its bytes, and scales that it has."""
+    """A kind of weight scales: its name in the kernel; bytes of those of a row's 128 values; how many these can be."""
 
     name: str
     row_bytes: int
