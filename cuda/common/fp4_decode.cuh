@@ -35,61 +35,105 @@ __device__ __forceinline__ float ue8m0_value(u32 exponent) {
     return __uint_as_float(exponent << 23 | half);
 }
 
-// How kCount times 32 of a row's 128 values are decoded: a table and a scale for each 32. If `whole`, all scales of the
-// row are equal, and the products over it can be scaled together.
+// What a row's scales have in common: one scale for all of the tile's K, for a block of 128, or none but for 32. Masks,
+// so that `&` gives what several rows have in common.
+constexpr u32 kCommonToTile = 3, kCommonToBlock = 1, kCommonToNone = 0;
+
+// How kCount times 32 of a row's 128 values are decoded: a table and a scale for each.
 template <u32 kCount>
 struct RowDecoding {
     Fp4Table tables[kCount];
     float scales[kCount];
-    bool whole;
+    u32 common;
 };
 
-// The three kinds of scales. kBytes: of a row's 128 values in memory. kSets: scales that a row can have.
+// The three kinds of scales. Raw: of a row's 128 values, in memory. kSets: scales that a row can have in a block.
+// Tile: what is known of a row for all of the tile's K, from `begin`.
 struct Ue8m0By32 {
-    static constexpr u32 kBytes = 4, kSets = 4;
+    using Raw = u32;
+    static constexpr u32 kSets = 4;
+    // Exponents that a table can carry, relative to a common scale.
+    static constexpr int kHighest = 6, kLowest = -5;
 
-    // The common scale is that of a table times 2^6 for the largest exponent; the others' tables are times less.
+    static __device__ __forceinline__ bool fits(int top, int bottom) {
+        return bottom - max(top - kHighest, 0) >= kLowest && top < 255;
+    }
+
+    struct Tile {
+        int common = -1;  // the exponent of the row's scale, if one serves all of the tile's K
+
+        __device__ __forceinline__ void begin(const Raw* scales, u32 count) {
+            u32 high = 0, low = 0x00ff00ff;
+            const auto add = [&](u32 x) {
+                const u32 even = x & 0x00ff00ff, odd = x >> 8 & 0x00ff00ff;
+                high = __vmaxu2(high, __vmaxu2(even, odd)), low = __vminu2(low, __vminu2(even, odd));
+            };
+            u32 i = 0;
+#pragma unroll 4
+            for (; i + 4 <= count; i += 4) {
+                const uint4 x = *reinterpret_cast<const uint4*>(scales + i);
+                add(x.x), add(x.y), add(x.z), add(x.w);
+            }
+#pragma unroll 1
+            for (; i < count; ++i) add(scales[i]);
+            const int top = max(high & 0xffff, high >> 16), bottom = min(low & 0xffff, low >> 16);
+            common = fits(top, bottom) ? max(top - kHighest, 0) : -1;
+        }
+    };
+
     template <u32 kCount>
-    static __device__ __forceinline__ RowDecoding<kCount> read(const void* raw, u32 first) {
-        constexpr int kHighest = 6, kLowest = -5;
-        const u32 packed = *static_cast<const u32*>(raw);
+    static __device__ __forceinline__ RowDecoding<kCount> read(Raw packed, u32 first, Tile tile) {
         int exponents[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) exponents[i] = packed >> 8 * i & 255;
-        const int top = max(max(exponents[0], exponents[1]), max(exponents[2], exponents[3]));
-        const int bottom = min(min(exponents[0], exponents[1]), min(exponents[2], exponents[3]));
-        const int common = max(top - kHighest, 0);
         RowDecoding<kCount> row;
-        row.whole = bottom - common >= kLowest && top < 255;
+        row.common = kCommonToTile;
+        int common = tile.common;
+        if (common < 0) {
+            const int top = max(max(exponents[0], exponents[1]), max(exponents[2], exponents[3]));
+            const int bottom = min(min(exponents[0], exponents[1]), min(exponents[2], exponents[3]));
+            row.common = fits(top, bottom) ? kCommonToBlock : kCommonToNone;
+            common = max(top - kHighest, 0);
+        }
 #pragma unroll
         for (u32 i = 0; i < kCount; ++i) {
             const int exponent = kCount == 4 ? exponents[i] : packed >> 8 * (first + i) & 255;
-            row.tables[i] = Fp4Table{}.times_power_of_two(row.whole ? exponent - common : 0);
-            row.scales[i] = ue8m0_value(row.whole ? common : exponent);
+            row.tables[i] = Fp4Table{}.times_power_of_two(row.common ? exponent - common : 0);
+            row.scales[i] = ue8m0_value(row.common ? common : exponent);
         }
         return row;
     }
 };
 
 struct FloatBy32 {
-    static constexpr u32 kBytes = 16, kSets = 4;
+    using Raw = float4;
+    static constexpr u32 kSets = 4;
+
+    struct Tile {
+        __device__ __forceinline__ void begin(const Raw*, u32) {}
+    };
 
     template <u32 kCount>
-    static __device__ __forceinline__ RowDecoding<kCount> read(const void* raw, u32 first) {
-        const float4 s = *static_cast<const float4*>(raw);
+    static __device__ __forceinline__ RowDecoding<kCount> read(Raw s, u32 first, Tile) {
         RowDecoding<kCount> row;
-        row.whole = s.x == s.y && s.x == s.z && s.x == s.w;
+        row.common = s.x == s.y && s.x == s.z && s.x == s.w ? kCommonToBlock : kCommonToNone;
+        const float all[4] = {s.x, s.y, s.z, s.w};
 #pragma unroll
-        for (u32 i = 0; i < kCount; ++i) row.scales[i] = static_cast<const float*>(raw)[first + i];
+        for (u32 i = 0; i < kCount; ++i) row.scales[i] = kCount == 4 || first == 0 ? all[i] : all[4 - kCount + i];
         return row;
     }
 };
 
 struct FloatBy128 {
-    static constexpr u32 kBytes = 4, kSets = 1;
+    using Raw = float;
+    static constexpr u32 kSets = 1;
+
+    struct Tile {
+        __device__ __forceinline__ void begin(const Raw*, u32) {}
+    };
 
     template <u32 kCount>
-    static __device__ __forceinline__ RowDecoding<kCount> read(const void* raw, u32 /*first*/) {
-        return {{}, {*static_cast<const float*>(raw)}, true};
+    static __device__ __forceinline__ RowDecoding<kCount> read(Raw scale, u32, Tile) {
+        return {{}, {scale}, kCommonToBlock};
     }
 };

@@ -11,26 +11,24 @@ struct Fp4Layout : SharedLayout<Config> {
     static constexpr u32 kTileM = Base::kTileM, kTileN = Base::kTileN;
     static constexpr u32 kTokensBytes = kTileM * kBlockK;
 
-    // A task of a decoding warp: 32 rows of weights by 128 of K, a row a lane; 16 rows, two lanes a row, where there are
-    // too few for all warps. The warps share those of a stage.
-    static constexpr u32 kWarps = 4 * Config::kFeedGroups;
-    static constexpr u32 kTaskRows = kTileN * Config::kStageBlocks < 32 * kWarps ? 16 : 32;
-    static constexpr u32 kTaskBytes = kTaskRows * kBlockK / 2;
-    static constexpr u32 kRowTasks = kTileN / kTaskRows, kTasks = kRowTasks * Config::kStageBlocks / kWarps;
-    static_assert(kTileN % kTaskRows == 0, "tasks have whole rows");
-    static_assert(kTasks > 0 && kRowTasks * Config::kStageBlocks % kWarps == 0, "every warp has as many tasks");
+    // Packed weights come in units: for each task of a decoding warp a box of 32 rows by 2 blocks of K, 128 bytes a row.
+    // Where these are too few for all warps, 16 rows, with two lanes a row.
+    static constexpr u32 kWarps = 4 * Config::kFeedGroups, kTaskBlocks = 2;
+    static constexpr u32 kUnitBlocks = Config::kStageBlocks == 1 ? kTaskBlocks : Config::kStageBlocks;
+    static constexpr u32 kTaskRows = kTileN * kUnitBlocks / kTaskBlocks < 32 * kWarps ? 16 : 32;
+    static constexpr u32 kTaskBytes = kTaskRows * kTaskBlocks * kBlockK / 2;
+    static constexpr u32 kRowTasks = kTileN / kTaskRows, kUnitTasks = kRowTasks * kUnitBlocks / kTaskBlocks;
+    static constexpr u32 kTasks = kUnitTasks / kWarps;  // of a warp
+    static_assert(kTileN % kTaskRows == 0 && kUnitBlocks % kTaskBlocks == 0, "tasks are whole");
+    static_assert(kTasks > 0 && kUnitTasks % kWarps == 0, "every warp has as many tasks");
 
-    // Of a block: A's scales, B's, and for each task whether its rows can be scaled as a whole.
+    // Of a block: A's scales, B's, and for each task what its rows' scales have in common.
     static constexpr u32 kScalesBytesA = align_up(kTileM * 4, 16), kScalesBytesB = Scales::kSets * kTileN * 4;
     static constexpr u32 kScalesBytes = kScalesBytesA + kScalesBytesB + align_up(kRowTasks * 4, 16);
 
-    // Scales come as boxes of 16 bytes of each row: those of four blocks of K, or of one. TMA has no less.
-    static constexpr u32 kRawRowBytes = 16, kRawBytes = kTaskRows * kRawRowBytes;
-
     static constexpr u32 kPackedTasks = kWarps * Config::kPackedStages * kTasks;
     static constexpr u32 kPacked = Base::kEpilogue + Base::kEpilogueBytes;
-    static constexpr u32 kRawScales = kPacked + kPackedTasks * kTaskBytes;
-    static constexpr u32 kScales = kRawScales + kPackedTasks * kRawBytes;
+    static constexpr u32 kScales = kPacked + kPackedTasks * kTaskBytes;
     static constexpr u32 kBarriers = kScales + Base::kBlocks * kScalesBytes;
 };
 
@@ -46,9 +44,6 @@ struct Fp4SharedMemory {
     __device__ __forceinline__ u8* packed(u32 task) const {
         return base + Layout::kPacked + task * Layout::kTaskBytes;
     }
-    __device__ __forceinline__ u8* raw_scales(u32 task) const {
-        return base + Layout::kRawScales + task * Layout::kRawBytes;
-    }
     __device__ __forceinline__ float* scales_a(u32 block) const {
         return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);
     }
@@ -56,7 +51,7 @@ struct Fp4SharedMemory {
     __device__ __forceinline__ float* scales_b(u32 block) const {
         return scales_a(block) + Layout::kScalesBytesA / 4;
     }
-    __device__ __forceinline__ u32* whole(u32 block) const {
+    __device__ __forceinline__ u32* common(u32 block) const {
         return reinterpret_cast<u32*>(scales_b(block)) + Layout::kScalesBytesB / 4;
     }
     __device__ __forceinline__ Barrier* barriers() const {

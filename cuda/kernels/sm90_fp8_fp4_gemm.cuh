@@ -31,7 +31,8 @@ struct Sm90Fp8Fp4Gemm {
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
     static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "every CTA decodes its own weights");
 
-    // sum += scales x product. `row` is the thread's first in the tile.
+    // sum += scales x product. `row` is the thread's first in the tile. Without kScalesB, B's are left for the tile's end.
+    template <bool kScalesB>
     static __device__ __forceinline__ void promote(const Shared& shared, float (&sum)[kAccumulators],
                                                    const float (&product)[kAccumulators], u32 block, u32 set, u32 row,
                                                    u32 column) {
@@ -39,14 +40,29 @@ struct Sm90Fp8Fp4Gemm {
         const float* const b = shared.scales_b(block) + set * Layout::kTileN;
         const float* const rows = Config::kSwap ? b : a;
         const float* const columns = Config::kSwap ? a : b;
-        const float upper = rows[row], lower = rows[row + 8];
+        float upper = 1, lower = 1;
+        if constexpr (kScalesB || !Config::kSwap) upper = rows[row], lower = rows[row + 8];
 #pragma unroll
         for (u32 j = 0; j < kColumns / 8; ++j) {
-            const float2 scale = *reinterpret_cast<const float2*>(columns + 8 * j + column);
+            float2 scale{1, 1};
+            if constexpr (kScalesB || Config::kSwap) scale = *reinterpret_cast<const float2*>(columns + 8 * j + column);
             sum[4 * j + 0] += upper * scale.x * product[4 * j + 0];
             sum[4 * j + 1] += upper * scale.y * product[4 * j + 1];
             sum[4 * j + 2] += lower * scale.x * product[4 * j + 2];
             sum[4 * j + 3] += lower * scale.y * product[4 * j + 3];
+        }
+    }
+
+    // sum *= B's scales, which are the same in all of the tile's K.
+    static __device__ __forceinline__ void scale_by_b(const Shared& shared, float (&sum)[kAccumulators], u32 block,
+                                                      u32 row, u32 column) {
+        const float* const b = shared.scales_b(block);
+#pragma unroll
+        for (u32 j = 0; j < kColumns / 8; ++j) {
+            const float2 even = Config::kSwap ? float2{b[row], b[row]}
+                                              : *reinterpret_cast<const float2*>(b + 8 * j + column);
+            const float2 odd = Config::kSwap ? float2{b[row + 8], b[row + 8]} : even;
+            sum[4 * j + 0] *= even.x, sum[4 * j + 1] *= even.y, sum[4 * j + 2] *= odd.x, sum[4 * j + 3] *= odd.y;
         }
     }
 
@@ -66,19 +82,19 @@ struct Sm90Fp8Fp4Gemm {
         if constexpr (kGroups == 2) named_barrier_arrive(kTurnBarrier + (group ^ 1), kMathThreads);
     }
 
-    // Whether every row of B in these blocks of K has one scale for all 128 of it.
-    static __device__ __forceinline__ bool all_whole(const Shared& shared, u32 block, u32 count) {
-        if constexpr (Layout::Scales::kSets == 1) return true;
-        u32 whole = 1;
+    // What the scales of all rows of B have in common in these blocks of K.
+    static __device__ __forceinline__ u32 common(const Shared& shared, u32 block, u32 count) {
+        if constexpr (Layout::Scales::kSets == 1) return kCommonToBlock;
+        u32 all = kCommonToTile;
         for (u32 j = 0; j < count; ++j) {
 #pragma unroll
-            for (u32 i = 0; i < Layout::kRowTasks; ++i) whole &= shared.whole(block + j)[i];
+            for (u32 i = 0; i < Layout::kRowTasks; ++i) all &= shared.common(block + j)[i];
         }
-        return whole;
+        return all;
     }
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount>
+    template <u32 kCount, bool kScalesB = true>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
                                                 u32 row, Fragment at) {
         float product[kCount][kAccumulators];
@@ -99,7 +115,7 @@ struct Sm90Fp8Fp4Gemm {
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
-            promote(shared, sum, product[j.value], block + j.value, 0, row + at.row, at.column);
+            promote<kScalesB>(shared, sum, product[j.value], block + j.value, 0, row + at.row, at.column);
         });
     }
 
@@ -119,7 +135,7 @@ struct Sm90Fp8Fp4Gemm {
             wgmma_commit();
             wgmma_wait<0>();
             wgmma_pin(product);
-            promote(shared, sum, product, block, i, row + at.row, at.column);
+            promote<true>(shared, sum, product, block, i, row + at.row, at.column);
         }
     }
 
@@ -143,22 +159,29 @@ struct Sm90Fp8Fp4Gemm {
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
                 shared.full(pipe.stage).wait(pipe.phase);
-                const bool whole = all_whole(shared, first, count);
+                const u32 all = common(shared, first, count);
+                const bool late = Config::kTileScales && all == kCommonToTile;  // so in all of the tile's K
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;
-                    if (whole && (kStageBlocks == 1 || count == kStageBlocks)) {
+                    if (late && (kStageBlocks == 1 || count == kStageBlocks)) {
+                        step<kStageBlocks, false>(shared, sum[w], first, group, row, at);
+                    } else if (!late && all && (kStageBlocks == 1 || count == kStageBlocks)) {
                         step<kStageBlocks>(shared, sum[w], first, group, row, at);
                     } else {
 #pragma unroll 1
                         for (u32 j = 0; j < count; ++j) {
-                            if (Layout::Scales::kSets > 1) {  // whole rows have four equal scales
-                                step_by_32(shared, sum[w], first + j, group, row, at);
-                            } else {
+                            if (late) {
+                                step<1, false>(shared, sum[w], first + j, group, row, at);
+                            } else if (Layout::Scales::kSets == 1) {
                                 step<1>(shared, sum[w], first + j, group, row, at);
+                            } else {  // rows with one scale have it four times
+                                step_by_32(shared, sum[w], first + j, group, row, at);
                             }
                         }
                     }
+                    if (late && i + count == walk.k_blocks)
+                        scale_by_b(shared, sum[w], first + count - 1, row + at.row, at.column);
                 }
                 release(shared, pipe.stage, lane);
             }
@@ -177,9 +200,9 @@ struct Sm90Fp8Fp4Gemm {
 template <class Config>
 __global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 128, 1)
     sm90_fp8_fp4_gemm(const __grid_constant__ TensorMap weights_map, const __grid_constant__ TensorMap tokens_map,
-                      const __grid_constant__ TensorMap scales_map, const __grid_constant__ TensorMap d_map,
-                      const float* scales_a, const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n,
-                      u32 k) {
+                      const __grid_constant__ TensorMap d_map, const float* scales_a,
+                      const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,
+                      typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales) {
     using Gemm = Sm90Fp8Fp4Gemm<Config>;
     using Layout = typename Gemm::Layout;
     extern __shared__ __align__(1024) u8 shared_memory[];
@@ -204,7 +227,6 @@ __global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 
             }
             tma_prefetch_descriptor(weights_map);
             tma_prefetch_descriptor(tokens_map);
-            tma_prefetch_descriptor(scales_map);
             if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
         }
         fence_barrier_init();
@@ -224,7 +246,10 @@ __global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 
         Gemm::kGroups == 2 && Gemm::kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
     if (warp >= kMathWarps) {
         if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
-        Fp4Feed<Config>::run(shared, weights_map, tokens_map, scales_map, scales_a, m, n, k);
+        const u32 thread = threadIdx.x - kMathWarps * 32;
+        const Fp4Feed<Config> feed{shared,           GemmWalk<Config>(m, n, k), scales_a,   scales_b, m, n, row_scales,
+                                   thread, warp - kMathWarps, thread % 32};
+        feed.run(weights_map, tokens_map);
     } else {
         if constexpr (kMovesRegisters) registers_increase<(kTwoFeed ? 208 : 216)>();
         Gemm::compute(shared, d_map, c, d, m, n, k);

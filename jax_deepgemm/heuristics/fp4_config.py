@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store
 
-SCALE_BOX_BYTES = 16  # of a row: the least that TMA loads
+TASK_BLOCKS = 2  # of K, that a box of packed weights holds
 MAX_PACKED_STAGES = 16
 
 
@@ -38,6 +38,7 @@ class Fp4GemmConfig(GemmConfig):
 
     decoded_stages: int = 3
     feed_groups: int = 1  # warpgroups that decode
+    tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,13 +46,19 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
         if self.decoded_stages < 2:
             raise ValueError(f"`decoded_stages` must be at least 2, got {self.decoded_stages}")
-        if self.tile_n % self.task_rows or self.tile_n // self.task_rows * self.stage_blocks % self.feed_warps:
-            raise ValueError(f"a stage must be as many rows by 128 of K for each feeding warp, got {self}")
+        tasks = self.tile_n // self.task_rows * self.unit_blocks // TASK_BLOCKS
+        if self.tile_n % self.task_rows or self.unit_blocks % TASK_BLOCKS or tasks % self.feed_warps:
+            raise ValueError(f"every feeding warp must have as many rows by 256 of K to decode at once, got {self}")
+
+    @property
+    def unit_blocks(self) -> int:
+        """Blocks of K in a packed stage."""
+        return max(self.stage_blocks, TASK_BLOCKS)
 
     @property
     def task_rows(self) -> int:
         """Rows of weights that a warp decodes at once: 32, or where that would leave warps idle 16."""
-        return 16 if self.tile_n * self.stage_blocks < 32 * self.feed_warps else 32
+        return 16 if self.tile_n * self.unit_blocks // TASK_BLOCKS < 32 * self.feed_warps else 32
 
     @property
     def feed_warps(self) -> int:
@@ -60,7 +67,7 @@ class Fp4GemmConfig(GemmConfig):
     def fp4_layout(self, out_bytes: int, smem_bytes: int, scales: Scales) -> Fp4Layout:
         """The layout in a block of `smem_bytes`: what the decoded stages and the epilogue leave is packed stages."""
         decoded = self.decoded_stages * self._decoded_bytes(scales) + 16
-        packed = self.stage_blocks * self.tile_n * (BLOCK_K // 2 + SCALE_BOX_BYTES) + 8 * self.feed_warps
+        packed = self.unit_blocks * self.tile_n * BLOCK_K // 2 + 8 * self.feed_warps
         for store in self._stores(out_bytes):
             used = decoded + self._epilogue(store)
             stages = min(MAX_PACKED_STAGES, (smem_bytes - used) // packed)

@@ -12,12 +12,11 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
-from jax_deepgemm.heuristics.fp4_config import SCALE_BOX_BYTES
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.folding import resize
 from jax_deepgemm.ops.fp4_casting import dequantise_fp4, packed, unpacked
-from jax_deepgemm.ops.fp8_fp4_gemm_plan import plan, scale_kind, scale_row_bytes
+from jax_deepgemm.ops.fp8_fp4_gemm_plan import SCALE_ALIGNMENT, plan, scale_kind, scale_row_bytes
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
@@ -155,7 +154,7 @@ def _gemm(
     if dims[1] not in _K_MAJOR:
         data, scale = unpacked(data).T, scale.T
     operands = [v if dims[0] in _K_MAJOR else v.T for v in a]
-    return _call(*operands, packed(data), _whole_boxes(scale, k, recipe), *added, out_dtype=dtype, recipe=recipe)[0]
+    return _call(*operands, packed(data), _aligned_rows(scale, k, recipe), *added, out_dtype=dtype, recipe=recipe)[0]
 
 
 def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
@@ -181,7 +180,7 @@ def _weights(b: Operand, dims: str, block: tuple[int, int]) -> _Weights:
     return _Weights(data, scale, sizes)
 
 
-def _whole_boxes(scale: jax.Array, k: int, recipe: Recipe) -> jax.Array:
+def _aligned_rows(scale: jax.Array, k: int, recipe: Recipe) -> jax.Array:
     """The scales of B as the kernel reads them, UE8M0 as uint8: padded where a row is no multiple of a box."""
     if scale.dtype == jnp.float8_e8m0fnu:
         scale = jax.lax.bitcast_convert_type(scale, jnp.uint8)
@@ -225,7 +224,7 @@ def _rounded(product: jax.Array, c: Sequence[jax.Array], out_dtype: jnp.dtype) -
 
 def _factors(avals: Avals, params: Params) -> Factors:
     """K in pieces whose scales are a box of the kernel's in every recipe: of 512; where they do not divide, whole."""
-    piece, boxes = 512, SCALE_BOX_BYTES // avals[3].dtype.itemsize
+    piece, boxes = 512, SCALE_ALIGNMENT // avals[3].dtype.itemsize
     if params["recipe"][1][1] == 32 and avals[3].dtype == jnp.float32:
         boxes *= 4  # a box for each 128
     c = ", m n" if len(avals) == 5 else ""

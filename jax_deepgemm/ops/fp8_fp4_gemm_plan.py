@@ -11,7 +11,6 @@ from jax_deepgemm.heuristics import sm90_fp4
 from jax_deepgemm.heuristics.fp4_config import (
     FLOAT_BY_32,
     FLOAT_BY_128,
-    SCALE_BOX_BYTES,
     UE8M0_BY_32,
     Fp4GemmConfig,
     Scales,
@@ -23,6 +22,9 @@ from jax_deepgemm.ops.fp8_gemm_plan import MAX_EXTENT, Shaped, grid_size
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.target import Target
+
+
+SCALE_ALIGNMENT = 16  # bytes, of a row of weight scales
 
 
 def plan(
@@ -47,8 +49,8 @@ def scale_kind(dtype: Any, recipe: tuple[tuple[int, int], tuple[int, int]]) -> S
 
 
 def scale_row_bytes(k: int, scales: Scales) -> int:
-    """Bytes of a row of weight scales in memory, whole boxes of TMA."""
-    return -(-k // BLOCK_K * scales.row_bytes // SCALE_BOX_BYTES) * SCALE_BOX_BYTES
+    """Bytes of a row of weight scales as the kernel reads them, 16 at once."""
+    return -(-k // BLOCK_K * scales.row_bytes // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
 
 
 def launch(
@@ -87,12 +89,12 @@ def launch(
         ("kScaleN", 1),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
+        ("kTileScales", tile.tile_scales),
         ("kHasC", has_c),
         ("Scales", scales.name),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
     a, a_scale, b, b_scale, c = range(5)
-    scale_bytes = scale_row_bytes(k, scales)
     d = 5 if has_c else 4
     d_map = TensorMap(
         d,
@@ -110,15 +112,16 @@ def launch(
         shared_memory=shared_memory,
         pdl=pdl,
         arguments=(
-            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K // 2, tile.task_rows), swizzle=64),
+            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.task_rows), swizzle=128),
             TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128),
-            TensorMap(b_scale, "uint8", (scale_bytes, n), (scale_bytes,), (SCALE_BOX_BYTES, tile.task_rows)),
             d_map,
             Pointer(a_scale),
+            Pointer(b_scale),
             Pointer(c if has_c else d),
             Pointer(d),
             Scalar(m, "uint32"),
             Scalar(n, "uint32"),
             Scalar(k, "uint32"),
+            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
         ),
     )
