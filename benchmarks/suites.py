@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import dense
+from benchmarks import dense, fp8_fp4
 from benchmarks.suite import Suite
 
-SUITES: dict[str, Suite] = {"dense": dense.SUITE}
+SUITES: dict[str, Suite] = {"dense": dense.SUITE, "fp8_fp4": fp8_fp4.SUITE}
