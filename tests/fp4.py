@@ -28,7 +28,7 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4,
 def operands(
     m: int, n: int, k: int, *, use_ue8m0: bool = True, recipe: Any = BY_32, seed: int = 0
 ) -> tuple[Quantized, Quantized]:
-    """Activations, and weights of random codes whose scales differ from block to block, so that a misplaced one shows."""
+    """Activations, and weights of random codes whose scales differ, so that a misplaced one shows."""
     random = np.random.default_rng(seed)
     tokens = jnp.asarray(random.standard_normal((m, k)) * 2.0 ** random.integers(-2, 3, (m, 1)), jnp.bfloat16)
     codes = random.integers(0, 16, (n, k), np.uint8)

@@ -1,9 +1,9 @@
 """Quantisation to FP4 (e2m1) with one scale for each row and 32 or 128 columns, and back.
 
-`float4_e2m1fn` holds 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Packed, two are a uint8, the lower half first. The
-scale of a block is its largest magnitude over 6; magnitudes under 1e-4 count as 1e-4. With scales that are powers of two
-for each 32 this is MXFP4 of the OCP Microscaling Formats specification 1.0, but for the scale, which is rounded up so
-that no value is cut off.
+`float4_e2m1fn` holds 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Packed, two are a uint8, the lower half first.
+The scale of a block is its largest magnitude over 6; magnitudes under 1e-4 count as 1e-4. With scales that are powers
+of two for each 32 this is MXFP4 of the OCP Microscaling Formats specification 1.0, but for the scale, which is rounded
+up so that no value is cut off.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def fp8_fp4_gemm_nt(
     recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (1, 32)); with
         ((1, 128), (1, 128)) the scale of `b` is [N, ceil(K / 128)].
 
-    Scales are float32, or float8_e8m0fnu, which for each 32 of `b` are the faster ones. Sizes may be zero; K is a multiple
-    of 16, a row of the result of 16 bytes. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they
-    belong to.
+    Scales are float32, or float8_e8m0fnu, which for each 32 of `b` are the faster ones. Sizes may be zero; K is a
+    multiple of 16, a row of the result of 16 bytes. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and
+    columns they belong to.
 
     On Hopper `b` is read as it lies in memory, half the bytes of FP8, and decoded in shared memory, without rounding. K
     that is no multiple of 32 runs by reference.
