@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from jax_deepgemm import _native
-from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics import sm90, sm90_fp4
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 _CALL = f'custom_call_target="{_native.TARGET}"'
@@ -23,7 +24,8 @@ def forced(config: GemmConfig | None) -> Iterator[None]:
     if config is None:
         yield
         return
-    with mock.patch.object(sm90, "fp8_gemm", lambda *_: config):
+    module, name = (sm90_fp4, "fp8_fp4_gemm") if isinstance(config, Fp4GemmConfig) else (sm90, "fp8_gemm")
+    with mock.patch.object(module, name, lambda *_: config):
         yield
 
 
