@@ -33,7 +33,7 @@ class Op:
     factors: `(avals, params)` -> how dimensions belong together, for sharding and batching. None: not described.
     reduce: `(call, axes, operands, params)` -> results, where a summed factor is sharded over the mesh `axes`;
         `call(*operands, **params)` is the operation on this device's shards.
-    gradient: what to say to those who differentiate it.
+    gradient: what to say to those who differentiate it. None: its derivatives are those of the reference.
     """
 
     name: str
@@ -45,4 +45,4 @@ class Op:
     aliases: Callable[[Avals, Params], Mapping[int, int]] | None = None
     factors: Callable[[Avals, Params], Factors] | None = None
     reduce: Callable[..., Sequence[jax.Array]] | None = None
-    gradient: str = "it has no derivative rule"
+    gradient: str | None = "it has no derivative rule"

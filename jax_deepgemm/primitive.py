@@ -32,7 +32,7 @@ def make(op: Op) -> Callable[..., Sequence[jax.Array]]:
     mlir.register_lowering(primitive, functools.partial(lowering.lower_reference, op))
     mlir.register_lowering(primitive, functools.partial(lowering.lower_cuda, op), platform="cuda")
     batching.primitive_batchers[primitive] = functools.partial(_batch, op, primitive)
-    ad.primitive_jvps[primitive] = functools.partial(_jvp, op)
+    ad.primitive_jvps[primitive] = functools.partial(_jvp, op, primitive)
 
     def call(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
         return _bind(op, primitive, operands, current(), tuple(sorted(params.items())))
@@ -145,5 +145,10 @@ def _unbatched(x: jax.Array, axis: int | None) -> tuple[tuple[int, ...], Any]:
     return tuple(size for i, size in enumerate(x.shape) if i != axis), x.dtype
 
 
-def _jvp(op: Op, primals: Any, tangents: Any, **params: Any) -> Any:
-    raise NotImplementedError(f"{op.name} cannot be differentiated: {op.gradient}")
+def _jvp(op: Op, primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> Any:
+    if op.gradient is not None:
+        raise NotImplementedError(f"{op.name} cannot be differentiated: {op.gradient}")
+    static = {name: value for name, value in params.items() if name not in ("settings", "partitioned")}
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+    _, out_tangents = jax.jvp(functools.partial(op.reference, **static), list(primals), tangents)
+    return primitive.bind(*primals, **params), out_tangents
