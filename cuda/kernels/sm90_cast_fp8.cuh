@@ -54,8 +54,8 @@ struct Sm90CastFp8 {
     __device__ __forceinline__ Sm90CastFp8(const Problem& problem, Shared& shared, u32 tile)
         : problem(problem),
           shared(shared),
-          row_tile(tile / ceil_div(problem.columns, kTileColumns)),
-          column_tile(tile % ceil_div(problem.columns, kTileColumns)),
+          row_tile(Config::kRowsFirst ? tile % ceil_div(problem.rows, kTileRows) : tile / ceil_div(problem.columns, kTileColumns)),
+          column_tile(Config::kRowsFirst ? tile / ceil_div(problem.rows, kTileRows) : tile % ceil_div(problem.columns, kTileColumns)),
           lane(threadIdx.x % 32),
           chunk(lane % 16),
           quad(threadIdx.x / 16) {}
@@ -92,7 +92,10 @@ struct Sm90CastFp8 {
     template <u32 kBytes>
     static __device__ __forceinline__ void read(u32* to, const In* from, u32 half) {
         if constexpr (kBytes == 16) {
-            const uint4 v = *reinterpret_cast<const uint4*>(from);
+            uint4 v;
+            if constexpr (Config::kHint == 0) v = *reinterpret_cast<const uint4*>(from);
+            if constexpr (Config::kHint == 1) asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+            if constexpr (Config::kHint == 2) asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
             to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
         } else if constexpr (kBytes == 8) {
             const uint2 v = *reinterpret_cast<const uint2*>(from);
@@ -279,7 +282,7 @@ struct Sm90CastFp8 {
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kTileRows * 4)
+__global__ void __launch_bounds__(Config::kTileRows * 4, Config::kMinCtas)
     sm90_cast_fp8(const typename Config::In* x, u8* straight, typename Config::Scale* straight_scale, u8* turned,
                   typename Config::Scale* turned_scale, u32 rows, u32 columns, float smallest) {
     using Cast = Sm90CastFp8<Config>;
