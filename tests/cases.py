@@ -35,3 +35,26 @@ ODD_K = (16, 144, 7168)
 ODD = tuple(Gemm(m, n, k) for m in ODD_M for n in ODD_N for k in ODD_K)
 
 EMPTY = (Gemm(0, 64, 128), Gemm(16, 0, 128), Gemm(16, 64, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """x[m,k], quantised to FP8."""
+
+    m: int
+    k: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"m": self.m, "k": self.k}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.m, self.k
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.k}"
+
+
+# The `cast` benchmark.
+CASTS = (Cast(8192, 7168), Cast(4096, 4096), Cast(128, 7168))

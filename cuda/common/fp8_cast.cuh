@@ -37,55 +37,33 @@ struct Words<f16> {
     }
 };
 
-// The scale of a block, and how a value is divided by it. `Scale` is how it is stored: float, or u8 for UE8M0.
+// The scale of a block, as it is stored (float, or u8 for UE8M0), and what its values are multiplied with.
 template <class Scale>
-struct Divisor;
+struct BlockScale;
 
 template <>
-struct Divisor<float> {
-    float scale, reciprocal;
+struct BlockScale<float> {
+    float stored, reciprocal;
 
-    // From the largest magnitude of the block, a float's bits.
-    static __device__ __forceinline__ Divisor of(u32 amax) {
-        const float scale = __fmul_rn(__uint_as_float(amax), 1.0f / 448.0f);
+    // From the largest magnitude of the block.
+    static __device__ __forceinline__ BlockScale of(float amax) {
+        const float scale = __fmul_rn(amax, 1.0f / 448.0f);
         return {scale, __frcp_rn(scale)};
-    }
-
-    __device__ __forceinline__ float stored() const { return scale; }
-
-    // x / scale rounded to nearest, as by the division of IEEE 754: two corrections of the product with the reciprocal.
-    // What lies too low for them rounds to zero in FP8 anyway. The signs keep that of a zero.
-    __device__ __forceinline__ float divide(float x) const {
-        const float by = scale == __uint_as_float(0x7f800000u) ? 0.0f : scale;  // x / Inf needs no correction
-        float quotient = __fmul_rn(x, reciprocal);
-#pragma unroll
-        for (u32 i = 0; i < 2; ++i) quotient = __fmaf_rn(-__fmaf_rn(by, quotient, -x), reciprocal, quotient);
-        return quotient;
-    }
-
-    __device__ __forceinline__ Divisor shuffle(u32 lane) const {
-        return {__shfl_sync(0xffffffffu, scale, lane), __shfl_sync(0xffffffffu, reciprocal, lane)};
     }
 };
 
 template <>
-struct Divisor<u8> {
-    u32 exponent;
+struct BlockScale<u8> {
+    u8 stored;
+    float reciprocal;
 
-    // The least power of two that is not under amax / 448; NaN for NaN and Inf.
-    static __device__ __forceinline__ Divisor of(u32 amax) {
-        const u32 bits = __float_as_uint(__fmul_rn(__uint_as_float(amax), 1.0f / 448.0f));
-        return {min((bits >> 23) + ((bits & 0x7fffffu) != 0), 255u)};
+    // The least power of two that is not under amax / 448; NaN for NaN and Inf. Its reciprocal is exact: amax / 448 is
+    // so far under the largest float that it is no subnormal number.
+    static __device__ __forceinline__ BlockScale of(float amax) {
+        const u32 bits = __float_as_uint(__fmul_rn(amax, 1.0f / 448.0f));
+        const u32 exponent = min((bits >> 23) + ((bits & 0x7fffffu) != 0), 255u);
+        return {static_cast<u8>(exponent), __uint_as_float(exponent == 255 ? 0x7fc00000u : (254 - exponent) << 23)};
     }
-
-    __device__ __forceinline__ u8 stored() const { return static_cast<u8>(exponent); }
-
-    // 2^-k is exact. amax / 448 is so far under the largest float that it is never subnormal.
-    __device__ __forceinline__ float divide(float x) const {
-        return __fmul_rn(x, __uint_as_float(exponent == 255 ? 0x7fc00000u : (254 - exponent) << 23));
-    }
-
-    __device__ __forceinline__ Divisor shuffle(u32 lane) const { return {__shfl_sync(0xffffffffu, exponent, lane)}; }
 };
 
 // Rounds to nearest even; beyond 448 becomes 448, NaN stays. `first` in the lowest byte.

@@ -14,7 +14,7 @@ struct Sm90CastFp8 {
     using In = typename Config::In;
     using Scale = typename Config::Scale;
     using Words = ::Words<In>;
-    using Divisor = ::Divisor<Scale>;
+    using BlockScale = ::BlockScale<Scale>;
     static constexpr u32 kTileRows = Config::kTileRows, kTileColumns = 128;
     static constexpr u32 kThreads = kTileRows * 4, kWarps = kThreads / 32;
     static constexpr u32 kRows = 4, kColumns = 8;  // of a thread
@@ -33,7 +33,7 @@ struct Sm90CastFp8 {
             u32 column_amax[kWarps][kTurned ? 128 : 1];  // by `slot`
             u32 turned[kTurned ? 128 * kQuads : 1];      // [column][four rows], swizzled
         };
-        Divisor columns[kTurned ? 128 : 1];  // by `slot`
+        float column_reciprocals[kTurned ? 128 : 1];  // by `slot`
         u32 block_amax[kWarps];
     };
 
@@ -54,8 +54,8 @@ struct Sm90CastFp8 {
     __device__ __forceinline__ Sm90CastFp8(const Problem& problem, Shared& shared, u32 tile)
         : problem(problem),
           shared(shared),
-          row_tile(Config::kRowsFirst ? tile % ceil_div(problem.rows, kTileRows) : tile / ceil_div(problem.columns, kTileColumns)),
-          column_tile(Config::kRowsFirst ? tile / ceil_div(problem.rows, kTileRows) : tile % ceil_div(problem.columns, kTileColumns)),
+          row_tile(tile / ceil_div(problem.columns, kTileColumns)),
+          column_tile(tile % ceil_div(problem.columns, kTileColumns)),
           lane(threadIdx.x % 32),
           chunk(lane % 16),
           quad(threadIdx.x / 16) {}
@@ -92,10 +92,7 @@ struct Sm90CastFp8 {
     template <u32 kBytes>
     static __device__ __forceinline__ void read(u32* to, const In* from, u32 half) {
         if constexpr (kBytes == 16) {
-            uint4 v;
-            if constexpr (Config::kHint == 0) v = *reinterpret_cast<const uint4*>(from);
-            if constexpr (Config::kHint == 1) asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-            if constexpr (Config::kHint == 2) asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+            const uint4 v = *reinterpret_cast<const uint4*>(from);
             to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
         } else if constexpr (kBytes == 8) {
             const uint2 v = *reinterpret_cast<const uint2*>(from);
@@ -122,8 +119,8 @@ struct Sm90CastFp8 {
         }
     }
 
-    __device__ __forceinline__ Divisor divisor(u32 amax) const {
-        return Divisor::of(max(__float_as_uint(Words::value(amax)), problem.smallest));
+    __device__ __forceinline__ BlockScale scale_of(u32 amax) const {
+        return BlockScale::of(__uint_as_float(max(__float_as_uint(Words::value(amax)), problem.smallest)));
     }
 
     // ---- scales ---------------------------------------------------------------------------------------------------
@@ -143,22 +140,22 @@ struct Sm90CastFp8 {
     }
 
     // The scale of the group's row `lane % 4`: the lanes share out the rows while they compare.
-    __device__ __forceinline__ Divisor row_divisor() const {
+    __device__ __forceinline__ BlockScale row_scale() const {
         const u32 even = exchange(row_amax(0), row_amax(1), lane, 1), odd = exchange(row_amax(2), row_amax(3), lane, 1);
         u32 amax = exchange(even, odd, lane, 2);
 #pragma unroll
         for (u32 step = 4; step < kLanes; step *= 2) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, step));
-        return divisor(amax);
+        return scale_of(amax);
     }
 
-    __device__ __forceinline__ Divisor block_divisor() const {
+    __device__ __forceinline__ BlockScale block_scale() const {
         u32 amax = row_amax(0);
 #pragma unroll
         for (u32 i = 1; i < kRows; ++i) amax = max(amax, row_amax(i));
         amax = __reduce_max_sync(0xffffffffu, amax);
         if (lane == 0) shared.block_amax[threadIdx.x / 32] = amax;
         __syncthreads();
-        return divisor(__reduce_max_sync(0xffffffffu, shared.block_amax[lane % kWarps]));
+        return scale_of(__reduce_max_sync(0xffffffffu, shared.block_amax[lane % kWarps]));
     }
 
     __device__ __forceinline__ void publish_column_amax() const {
@@ -188,19 +185,19 @@ struct Sm90CastFp8 {
         u32 amax = shared.column_amax[0][slot];
 #pragma unroll
         for (u32 w = 1; w < kWarps; ++w) amax = max(amax, shared.column_amax[w][slot]);
-        const Divisor found = divisor(amax);
-        shared.columns[slot] = found;
+        const BlockScale found = scale_of(amax);
+        shared.column_reciprocals[slot] = found.reciprocal;
         const u32 column = column_tile * kTileColumns + t;
         if (column < problem.columns)
-            problem.turned_scale[static_cast<u64>(row_tile) * problem.columns + column] = found.stored();
+            problem.turned_scale[static_cast<u64>(row_tile) * problem.columns + column] = found.stored;
     }
 
     // ---- data -----------------------------------------------------------------------------------------------------
 
-    __device__ __forceinline__ void store_row(u32 i, const Divisor& by) const {
+    __device__ __forceinline__ void store_row(u32 i, float by) const {
         const u32 bytes[2] = {
-            pack_e4m3(by.divide(value(i, 0)), by.divide(value(i, 1)), by.divide(value(i, 2)), by.divide(value(i, 3))),
-            pack_e4m3(by.divide(value(i, 4)), by.divide(value(i, 5)), by.divide(value(i, 6)), by.divide(value(i, 7)))};
+            pack_e4m3(value(i, 0) * by, value(i, 1) * by, value(i, 2) * by, value(i, 3) * by),
+            pack_e4m3(value(i, 4) * by, value(i, 5) * by, value(i, 6) * by, value(i, 7) * by)};
         u8* const to = problem.straight + static_cast<u64>(row(i)) * problem.columns;
 #pragma unroll
         for (u32 j = 0; j < kColumns; j += kLoad) {
@@ -209,14 +206,23 @@ struct Sm90CastFp8 {
         }
     }
 
+    // What has been made of the words is made anew: to keep it would take twice the registers.
+    __device__ __forceinline__ void forget() {
+#pragma unroll
+        for (u32 i = 0; i < kRows; ++i) {
+#pragma unroll
+            for (u32 w = 0; w < kWords; ++w) asm volatile("" : "+r"(words[i][w]));
+        }
+    }
+
     // Of the turned tile, words are swizzled so that lanes of neighbouring columns write to other banks.
     static __device__ __forceinline__ u32 turned_word(u32 column, u32 quad) {
         return column * kQuads + (quad ^ (column / kLoad % 8 * 4));
     }
 
-    __device__ __forceinline__ void turn(u32 j, const Divisor& by) const {
+    __device__ __forceinline__ void turn(u32 j, float by) const {
         shared.turned[turned_word(column_of(chunk, j), quad)] =
-            pack_e4m3(by.divide(value(0, j)), by.divide(value(1, j)), by.divide(value(2, j)), by.divide(value(3, j)));
+            pack_e4m3(value(0, j) * by, value(1, j) * by, value(2, j) * by, value(3, j) * by);
     }
 
     __device__ __forceinline__ void store_turned() const {
@@ -240,38 +246,40 @@ struct Sm90CastFp8 {
     __device__ __forceinline__ void run() {
         load();
         if constexpr (kBlock) {
-            const Divisor by = block_divisor();
+            const BlockScale scale = block_scale();
             const u32 row_tiles = ceil_div(problem.rows, kTileRows), column_tiles = ceil_div(problem.columns, 128);
             if (threadIdx.x == 0) {
                 if constexpr (kStraight)
-                    problem.straight_scale[static_cast<u64>(row_tile) * column_tiles + column_tile] = by.stored();
+                    problem.straight_scale[static_cast<u64>(row_tile) * column_tiles + column_tile] = scale.stored;
                 if constexpr (kTurned)
-                    problem.turned_scale[static_cast<u64>(column_tile) * row_tiles + row_tile] = by.stored();
+                    problem.turned_scale[static_cast<u64>(column_tile) * row_tiles + row_tile] = scale.stored;
             }
             if constexpr (kStraight) {
 #pragma unroll
-                for (u32 i = 0; i < kRows; ++i) store_row(i, by);
+                for (u32 i = 0; i < kRows; ++i) store_row(i, scale.reciprocal);
             }
             if constexpr (kTurned) {
+                if constexpr (kStraight) forget();
 #pragma unroll
-                for (u32 j = 0; j < kColumns; ++j) turn(j, by);
+                for (u32 j = 0; j < kColumns; ++j) turn(j, scale.reciprocal);
             }
         } else {
             if constexpr (kTurned) publish_column_amax();
             if constexpr (kStraight) {
-                const Divisor mine = row_divisor();
+                const BlockScale mine = row_scale();
                 const u32 group = column_tile * (16 / kLanes) + chunk / kLanes, first = lane / kLanes * kLanes;
                 if (lane % kLanes < 4 && row(lane % 4) < problem.rows && group * kLanes * 8 < problem.columns)
-                    problem.straight_scale[static_cast<u64>(group) * problem.rows + row(lane % 4)] = mine.stored();
+                    problem.straight_scale[static_cast<u64>(group) * problem.rows + row(lane % 4)] = mine.stored;
 #pragma unroll
-                for (u32 i = 0; i < kRows; ++i) store_row(i, mine.shuffle(first + i));
+                for (u32 i = 0; i < kRows; ++i) store_row(i, __shfl_sync(0xffffffffu, mine.reciprocal, first + i));
             }
             if constexpr (kTurned) {
+                if constexpr (kStraight) forget();
                 __syncthreads();
                 scale_columns();
                 __syncthreads();
 #pragma unroll
-                for (u32 j = 0; j < kColumns; ++j) turn(j, shared.columns[slot_of(chunk, j)]);
+                for (u32 j = 0; j < kColumns; ++j) turn(j, shared.column_reciprocals[slot_of(chunk, j)]);
             }
         }
         if constexpr (kTurned) {

@@ -1,7 +1,7 @@
 """Quantisation to FP8 with one scale a block, and back.
 
 The scale of a block is its largest magnitude over 448, the largest float8_e4m3fn; magnitudes under 1e-4 count as 1e-4,
-so that a block of zeros has a scale too. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
+so that a block of zeros has a scale too. Both that 448 and the scale divide as products with a float32 reciprocal. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.op import Avals, Layouts, Op, Params
-from jax_deepgemm.ops.casting_plan import TILE, plan
+from jax_deepgemm.ops.casting_plan import TILE, Block, plan
 from jax_deepgemm.primitive import make
 
-Block = tuple[int, int]  # rows and columns that share a scale
 E4M3_MAX = 448.0
 SMALLEST_AMAX = 1e-4
 _WIDE = (jnp.bfloat16, jnp.float16, jnp.float32)
@@ -212,13 +211,14 @@ _call: Any = make(
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _scaled(x: jax.Array, block: Block, use_ue8m0: bool, smallest_amax: float) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
-    # XLA makes a product of a division by a constant anyway: so said, it is the same everywhere.
+    # Products with reciprocals: XLA makes them of divisions anyway, but not everywhere. So said, the bits are the same
+    # on every platform.
     scale = stored = jnp.maximum(_amax(x, block), smallest_amax) * np.float32(1 / E4M3_MAX)
     if use_ue8m0:
         stored = _ceil_to_ue8m0(scale)
         scale = stored.astype(jnp.float32)
     # Rounding of the scale can carry a value over 448, of which astype would make NaN.
-    scaled = jnp.clip(wide / _spread(scale, block, x.shape), -E4M3_MAX, E4M3_MAX)
+    scaled = jnp.clip(wide * _spread(1 / scale, block, x.shape), -E4M3_MAX, E4M3_MAX)
     return [scaled.astype(jnp.float8_e4m3fn), stored]
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.target import Target
 
+Block = tuple[int, int]  # rows and columns that share a scale
 TILE = 128  # rows and columns that share a scale, where more than one row does
 GRANULARITIES = (32, 64, 128)  # columns of one row that share a scale
 MAX_EXTENT = 2**31 - 256  # rows and columns are counted, also beyond the last tile, in 32 bits
@@ -51,9 +52,7 @@ def plan(
         ("In", _INPUTS[np.dtype(x.dtype).name]),
         ("Scale", "u8" if params["use_ue8m0"] else "float"),
         ("kTileRows", tile_rows),
-        ("kRowsFirst", False),
-        ("kHint", 0),
-        ("kMinCtas", 1),
+        ("kMinCtas", _resident_ctas(x, straight, turned)),
         ("kScaleColumns", straight[1] if straight else TILE),
         ("kBlock", scaled_by_block),
         ("kStraight", straight is not None),
@@ -76,6 +75,17 @@ def plan(
             Scalar(params["smallest_amax"], "float32"),
         ),
     )
+
+
+def _resident_ctas(x: Shaped, straight: Block | None, turned: Block | None) -> int:
+    """CTAs that an SM is to hold at once, for which the compiler limits registers: what hides most of the latency
+    without a spill."""
+    if turned is None and straight != (TILE, TILE):
+        return 1  # of 128 threads: many, whatever the registers
+    wide = np.dtype(x.dtype).itemsize == 4
+    if straight is None and turned == (TILE, 1):
+        return 2 if wide else 4
+    return 1 if wide and straight == (1, TILE) else 2
 
 
 def _access(extent: int, most: int) -> int:
