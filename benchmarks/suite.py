@@ -146,7 +146,7 @@ def run(suite: Suite, options: Options) -> int:
         us = {name: timing.us for name, timing in timings.items()}
         flops, moved = suite.flops(case), suite.moved_bytes(case)
         limit = roofline.limit_us(flops, moved, result["peak_tflops"], result["copy_gbs"])
-        row = results.row(suite.op, case.sizes, us.pop("ours"), limit, us)
+        row = results.row(getattr(case, "op", suite.op), case.sizes, us.pop("ours"), limit, us)
         result["rows"].append(row)
         print(results.line(row, flops, moved, options.peers), flush=True)
         if options.json:

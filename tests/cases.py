@@ -39,8 +39,9 @@ EMPTY = (Gemm(0, 64, 128), Gemm(16, 0, 128), Gemm(16, 64, 0))
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """x[m,k], quantised to FP8."""
+    """x[m,k], quantised to FP8 by the public function `op`."""
 
+    op: str
     m: int
     k: int
 
@@ -48,13 +49,13 @@ class Cast:
     def sizes(self) -> dict[str, int]:
         return {"m": self.m, "k": self.k}
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.m, self.k
-
     def __str__(self) -> str:
-        return f"{self.m}x{self.k}"
+        return f"{self.op}-{self.m}x{self.k}"
 
 
 # The `cast` benchmark.
-CASTS = (Cast(8192, 7168), Cast(4096, 4096), Cast(128, 7168))
+CASTS = tuple(
+    Cast(f"per_{unit}_cast_to_fp8", m, k)
+    for unit in ("token", "channel", "block")
+    for m, k in ((8192, 7168), (4096, 4096), (128, 7168))
+)

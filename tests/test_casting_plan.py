@@ -118,7 +118,7 @@ def test_other_gpus_have_no_launch() -> None:
 def kernels() -> list[Kernel]:
     """Of every kind, dtype and width of access."""
     shapes = [(r, c) for r, c in itertools.product((256, 136, 100, 101), (256, 260, 130, 131))]
-    shapes = [case.shape for case in CASTS] + shapes[:: 1 + len(shapes) // 8]
+    shapes = [(case.m, case.k) for case in CASTS] + shapes[:: 1 + len(shapes) // 8]
     found = {}
     for shape, (straight, turned), dtype, use_ue8m0 in itertools.product(shapes, SUPPORTED, DTYPES, (False, True)):
         planned = launch(shape, straight, turned, dtype=dtype, use_ue8m0=use_ue8m0)

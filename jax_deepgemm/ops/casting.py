@@ -1,17 +1,20 @@
 """Quantisation to FP8 with one scale a block, and back.
 
 The scale of a block is its largest magnitude over 448, the largest float8_e4m3fn; magnitudes under 1e-4 count as 1e-4,
-so that a block of zeros has a scale too. Both that 448 and the scale divide as products with a float32 reciprocal. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
+so that a block of zeros has a scale too. To divide by 448, and by the scale, is to multiply with the float32 nearest to
+its reciprocal. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import ad
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
@@ -149,9 +152,15 @@ def _abstract_eval(
     return results
 
 
-def _reference(
-    x: jax.Array, *, straight: Block | None, turned: Block | None, use_ue8m0: bool, smallest_amax: float
+def reference(
+    x: jax.Array,
+    *,
+    straight: Block | None = None,
+    turned: Block | None = None,
+    use_ue8m0: bool = False,
+    smallest_amax: float = SMALLEST_AMAX,
 ) -> list[jax.Array]:
+    """What `quantise` computes, in plain JAX, as a flat list."""
     results = []
     if straight is not None:
         results += _scaled(x, straight, use_ue8m0, smallest_amax)
@@ -195,15 +204,24 @@ def _result_layouts(avals: Avals, params: Params) -> Layouts:
     return layouts
 
 
+def _jvp(
+    call: Callable[..., Sequence[jax.Array]], primals: Sequence[jax.Array], tangents: Sequence[Any], params: Params
+) -> tuple[Sequence[jax.Array], Sequence[Any]]:
+    """The derivatives of the reference: rounding counts as the identity, scales as constant."""
+    (tangent,) = map(ad.instantiate_zeros, tangents)
+    _, out_tangents = jax.jvp(functools.partial(reference, **params), tuple(primals), (tangent,))
+    return call(*primals, **params), out_tangents
+
+
 _call: Any = make(
     Op(
         name="cast_to_fp8",
         abstract_eval=_abstract_eval,
-        reference=_reference,
+        reference=reference,
         plan=plan,
         result_layouts=_result_layouts,
         factors=_factors,
-        gradient=None,
+        jvp=_jvp,
     )
 )
 
