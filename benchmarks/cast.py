@@ -50,7 +50,7 @@ def checker(case: Cast, given: tuple[Cast, Any]) -> Callable[[np.ndarray], str |
     return check
 
 
-def prepared(given: tuple[Cast, Any], cast: Callable[[Any], tuple[Any, Any]]) -> Prepared:
+def prepared(given: tuple[Cast, Any], cast: Callable[[Any], Any]) -> Prepared:
     case, x = given
     rows, columns = blocks(case)
     single = 1 in (rows, columns)  # then scales are [M, blocks of K], written with M fastest

@@ -54,7 +54,8 @@ def _bind(op: Op, primitive: Primitive, operands: Sequence[jax.Array], settings:
     def call(*xs: jax.Array) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         shared = None
-        if AxisType.Manual not in mesh.axis_types and all(t.size for t in types):
+        static = all(isinstance(size, int) for t in types for size in t.shape)  # not so in an export of any sizes
+        if AxisType.Manual not in mesh.axis_types and static and all(t.size for t in types):
             shared = _partitioned(op, primitive, shapes, settings, params, mesh)
         return primitive.bind(*xs, settings=settings, partitioned=shared, **dict(params))
 
