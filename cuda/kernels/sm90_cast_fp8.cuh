@@ -28,7 +28,7 @@ struct Sm90CastFp8 {
     static_assert(kTileRows == 128 || (!kBlock && !kTurned), "what is scaled along columns takes 128 rows");
     static_assert(kLanes == 16 || kStraight, "only rows have other scales");
 
-    struct Shared {
+    struct alignas(16) Shared {
         union {
             u32 column_amax[kWarps][kTurned ? 128 : 1];  // by `slot`
             u32 turned[kTurned ? 128 * kQuads : 1];      // [column][four rows], swizzled
@@ -104,10 +104,11 @@ struct Sm90CastFp8 {
         }
     }
 
+    // kBytes from `byte` of the first of the words on.
     template <u32 kBytes>
     static __device__ __forceinline__ void write(u8* to, const u32* from, u32 byte) {
         if constexpr (kBytes == 16) {
-            *reinterpret_cast<uint4*>(to) = make_uint4(from[0], from[1], from[2], from[3]);
+            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
         } else if constexpr (kBytes == 8) {
             *reinterpret_cast<uint2*>(to) = make_uint2(from[0], from[1]);
         } else if constexpr (kBytes == 4) {
@@ -225,19 +226,16 @@ struct Sm90CastFp8 {
             pack_e4m3(value(0, j) * by, value(1, j) * by, value(2, j) * by, value(3, j) * by);
     }
 
+    // Neighbouring lanes store neighbours, however narrow the accesses are.
     __device__ __forceinline__ void store_turned() const {
-#pragma unroll
-        for (u32 at = threadIdx.x; at < 128 * kQuads / 4; at += kThreads) {
-            const u32 column = at / (kQuads / 4), sixteen = at % (kQuads / 4);
-            const uint4 v = *reinterpret_cast<const uint4*>(&shared.turned[turned_word(column, sixteen * 4)]);
-            const u32 bytes[4] = {v.x, v.y, v.z, v.w};
-            const u32 to_column = column_tile * kTileColumns + column, to_row = row_tile * kTileRows + sixteen * 16;
-            u8* const to = problem.turned + static_cast<u64>(to_column) * problem.rows + to_row;
-#pragma unroll
-            for (u32 b = 0; b < 16; b += kStore) {
-                if (to_column < problem.columns && to_row + b < problem.rows)
-                    write<kStore>(to + b, bytes + b / 4, b % 4);
-            }
+        constexpr u32 kPieces = kTileRows / kStore;  // of a column
+#pragma unroll 4
+        for (u32 at = threadIdx.x; at < kTileColumns * kPieces; at += kThreads) {
+            const u32 within = at / kPieces, byte = at % kPieces * kStore;
+            const u32 column = column_tile * kTileColumns + within, row = row_tile * kTileRows + byte;
+            if (column >= problem.columns || row >= problem.rows) continue;
+            const u32* from = &shared.turned[turned_word(within, byte / 4)];
+            write<kStore>(problem.turned + static_cast<u64>(column) * problem.rows + row, from, byte % 4);
         }
     }
 
