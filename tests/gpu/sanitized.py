@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
+from tests.gpu import casts
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 
@@ -45,6 +46,9 @@ def main() -> None:
         p.check(narrow)
         p.check(wide, c)
         print(config, "is right", flush=True)
+    for block in casts.BLOCKS:
+        casts.check(casts.values((130, 140), jnp.bfloat16), [block])
+        print(block, "is right", flush=True)
 
 
 if __name__ == "__main__":
