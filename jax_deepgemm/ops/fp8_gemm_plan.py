@@ -30,15 +30,32 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    if problem is None:
+        return None
+    chosen = params.get("config") or sm90.fp8_gemm(*problem)
+    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> list[GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    return [] if problem is None else sm90.ranked(*problem)
+
+
+def _problem(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> tuple[int, int, int, int, int, int] | None:
+    """m, n, k, bytes of a result, processors and shared memory: all that the heuristics ask for."""
     (m, k), (n, _) = avals[0].shape, avals[2].shape
     if params["recipe"] != RECIPE:
         return None
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
-    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    chosen = sm90.fp8_gemm(m, n, k, out_bytes, num_sms, target.smem_bytes)
-    return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
+    return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
 def launch(
