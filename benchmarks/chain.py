@@ -50,7 +50,7 @@ def compiled(length: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     if jax.default_backend() != "gpu":
         raise RuntimeError(f"a chain is timed on a GPU, this backend is {jax.default_backend()}")
     args = operands(length)
-    run = jax.jit(program(length)).lower(*args).compile()
+    run = jax.jit(program(length))
     for _ in range(10):
         jax.block_until_ready(run(*args))
     return run, args

@@ -57,7 +57,7 @@ def lower_cuda(
         return reference()
     if env.PRINT_CONFIGS.flag():
         text = f"{checks.call(op.name, avals, ctx.avals_out)}: {_describe(launch, target.arch)}"
-        print(f"{text}, chosen by {chosen_by}", file=sys.stderr)
+        print(f"{text}, chosen by {chosen_by}" if chosen_by else text, file=sys.stderr)
     try:
         binary = compile.compile_kernel(launch.kernel, target.arch)
     except compile.NvrtcUnavailable as error:

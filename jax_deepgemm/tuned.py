@@ -33,10 +33,10 @@ class Entry:
 def plan(
     op: Op, avals: Avals, out_avals: Avals, params: Params, target: Target, settings: Config
 ) -> tuple[Launch | None, str]:
-    """The launch, and who chose its configuration: the caller, `tune` or the heuristics."""
+    """The launch, and who chose among its configurations, if there are any: the caller, `tune` or the heuristics."""
     launch = op.plan(avals, out_avals, params, target, settings)
     if launch is None or not op.configs:
-        return launch, "the heuristics"
+        return launch, ""
     if params["config"] is not None:
         return launch, "the caller"
     entry = load(op, key(op, launch, avals, out_avals, params, target, settings)) if env.USE_TUNED.flag() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,8 +48,8 @@ class Tuning:
 def tune(function: Callable[..., Any], *args: Any, candidates: int = 16, again: bool = False) -> list[Tuning]:
     """Finds the fastest configurations for the GEMMs in `function(*args)` on the first GPU, and stores them.
 
-    function: anything that JAX can trace: one of this package's functions, a model, the gradient of a loss. It is traced,
-        not run. GEMMs that are given a `config` are left alone.
+    function: what JAX can trace: one of this package's functions, a model, the gradient of a loss. It is not run. GEMMs
+        that are given a `config` are left alone.
     args: its arguments, or `jax.ShapeDtypeStruct`s like them. Inside `shard_map` a GEMM is tuned for what one device
         has; for `jit` over several devices, call `tune` with operands of one device's sizes.
     candidates: how many configurations to measure of each GEMM, those that the heuristics like best.
@@ -59,13 +60,13 @@ def tune(function: Callable[..., Any], *args: Any, candidates: int = 16, again: 
     The choices go to files in the cache folder (see `set_cache_folder`), from which every process with the same folder
     takes them from then on, in place of the heuristics' choice; in this process, jitted functions are compiled again.
     They hold for the sizes, dtypes and settings tuned, for GPUs like this one, and until the kernel's source changes.
-    Delete the files `tuned-*`, or set JAX_DEEPGEMM_USE_TUNED=0, to be rid of them. Processes that must agree bit for bit
-    need the same files: configurations may differ in how they sum.
+    Delete the files `tuned-*`, or set JAX_DEEPGEMM_USE_TUNED=0, to be rid of them. Processes that must agree bit for
+    bit need the same files: configurations may differ in how they sum.
 
     A GEMM takes seconds, most of them to compile. Nothing else should use the GPU meanwhile.
 
-    Raises RuntimeError where there is no GPU with kernels of ours, or no cache folder, TypeError or ValueError for wrong arguments, and
-    whatever `function` raises when it is traced.
+    Raises RuntimeError where there is no GPU with kernels of ours, or no cache folder, ValueError for wrong arguments,
+    and whatever `function` raises when it is traced.
 
     >>> a, b = per_token_cast_to_fp8(x), per_block_cast_to_fp8(w)
     >>> for found in tune(fp8_gemm_nt, a, b): print(found)
@@ -141,7 +142,9 @@ def _tuned(call: _Call, target: Target, candidates: int, again: bool) -> Tuning 
     launches = [op.plan(avals, out_avals, params | {"config": c}, target, settings) for c in configs]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda x: compile.compile_kernel(x.kernel, target.arch), launches))
-    best, us, heuristic_us = fastest(op, call.primitive.bind, avals, params, settings, configs)
+    fixed = {name: value for name, value in params.items() if name != "config"}
+    bind = functools.partial(call.primitive.bind, settings=settings, partitioned=None, **fixed)
+    best, us, heuristic_us = fastest(op, bind, avals, params, configs)
     entry = tuned.Entry(configs[best], us, configs[0], heuristic_us)
     tuned.store(name, entry, f"{text} on {target.name}")
     return Tuning(text, entry.config, us, entry.heuristic, heuristic_us, measured=True)
