@@ -36,7 +36,8 @@ def fastest(op: Op, bind: Bind, avals: Avals, params: Params, configs: Sequence[
     copies = min(max(math.ceil(ROTATION_BYTES / size), 2), MOST_COPIES)
     calls = min(CALLS, copies)
     groups = [[_operands(avals, orders, i) for i in range(j, j + calls)] for j in range(0, copies, calls)]
-    batches = [_Batch(functools.partial(bind, config=c), groups, orders, aliases) for c in configs]
+    programs = [program(functools.partial(bind, config=c), orders, aliases) for c in configs]
+    batches = [_Batch(run, groups, aliases) for run in programs]
     for batch in batches:
         batch(1)  # compiles
     start = time.perf_counter()
@@ -47,26 +48,29 @@ def fastest(op: Op, bind: Bind, avals: Avals, params: Params, configs: Sequence[
     return best, seconds * each, first * each
 
 
-class _Batch:
-    """Calls one configuration on all groups of operands, some rounds long, and waits for the GPU.
+def program(call: Bind, orders: Sequence[Order], aliases: Mapping[int, int]) -> Callable[..., Any]:
+    """`(carried, group) -> (carried, results)`: a call for each of a group of operands.
 
     An operand whose buffer becomes a result's is the result of the call before: a fresh one would have to be copied.
     """
 
-    def __init__(
-        self, call: Bind, groups: list[list[list[jax.Array]]], orders: Sequence[Order], aliases: Mapping[int, int]
-    ):
-        def run(carried: dict[int, jax.Array], group: list[list[jax.Array]]) -> Any:
-            results = []
-            for operands in group:
-                arrays = [jnp.transpose(x, _inverse(order)) for x, order in zip(operands, orders, strict=True)]
-                out = call(*(carried.get(i, x) for i, x in enumerate(arrays)))
-                carried = {operand: out[result] for operand, result in aliases.items()}
-                results.append([x for i, x in enumerate(out) if i not in aliases.values()])
-            return carried, results
+    def run(carried: dict[int, jax.Array], group: list[list[jax.Array]]) -> Any:
+        results = []
+        for operands in group:
+            arrays = [jnp.transpose(x, _inverse(order)) for x, order in zip(operands, orders, strict=True)]
+            out = call(*(carried.get(i, x) for i, x in enumerate(arrays)))
+            carried = {operand: out[result] for operand, result in aliases.items()}
+            results.append([x for i, x in enumerate(out) if i not in aliases.values()])
+        return carried, results
 
-        self._run = jax.jit(run, donate_argnums=0, compiler_options=_NO_GRAPHS)
-        self._groups = groups
+    return jax.jit(run, donate_argnums=0, compiler_options=_NO_GRAPHS)
+
+
+class _Batch:
+    """Some rounds of a program over all groups of operands, waited for."""
+
+    def __init__(self, run: Callable[..., Any], groups: list[list[list[jax.Array]]], aliases: Mapping[int, int]):
+        self._run, self._groups = run, groups
         self._carried: Any = {operand: jnp.copy(groups[0][0][operand]) for operand in aliases}
 
     def __call__(self, rounds: int) -> None:

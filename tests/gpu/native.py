@@ -42,15 +42,15 @@ class Native:
     """A compiled function whose results are written to buffers full of NaN: what a kernel leaves out stays NaN."""
 
     def __init__(self, compiled: jax.stages.Compiled, results: Any):
-        self._compiled, self._results = compiled, results
+        self.compiled, self._results = compiled, results
 
     def __call__(self, *args: Any) -> Any:
-        return self._compiled(poison(self._results), *args)
+        return self.compiled(poison(self._results), *args)
 
     def many(self, times: int, *args: Any) -> list[Any]:
         """The results of calls that follow each other as closely as they can."""
         buffers = jax.block_until_ready([poison(self._results) for _ in range(times)])
-        return [self._compiled(buffer, *args) for buffer in buffers]
+        return [self.compiled(buffer, *args) for buffer in buffers]
 
 
 def native(
