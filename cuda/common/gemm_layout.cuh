@@ -6,7 +6,7 @@
 #include "common/types.cuh"
 
 constexpr u32 kBlockK = 128;      // of K in a block: one scale, one 128-byte swizzled row
-constexpr u32 kScaleBlock = 128;  // rows of B under one scale
+constexpr u32 kScaleBlock = 128;  // rows of B under one scale, unless each has its own
 
 template <class Config>
 struct SharedLayout {
@@ -16,14 +16,15 @@ struct SharedLayout {
     static constexpr u32 kOutBytes = sizeof(typename Config::Out);
 
     // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB = kScaleBlock % kTileN == 0   ? 1
+    static constexpr u32 kScalesB = Config::kScaleN == 1        ? kTileN
+                                    : kScaleBlock % kTileN == 0 ? 1
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;
 
     static constexpr u32 kRowsBytes = kRows * kBlockK;
     static constexpr u32 kColumnsBytes = kColumns * kBlockK;
     static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
-    static constexpr u32 kScalesBytes = align_up(kTileM * 4 + 16, 16);  // of a block: A's, then B's
+    static constexpr u32 kScalesBytes = align_up((kTileM + kScalesB) * 4, 16);  // of a block: A's, then B's
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.

@@ -6,7 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 BLOCK_K = 128  # of K in a pipeline stage
-SCALE_BLOCK = 128  # rows of B under one scale
+SCALE_BLOCK = 128  # rows of B under one scale, unless each has its own
 
 
 class Store(NamedTuple):
@@ -31,6 +31,7 @@ class GemmConfig:
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
+    scale_n: int = SCALE_BLOCK  # rows of B under one scale, or 1: no choice, the recipe's
 
     def __post_init__(self) -> None:
         if self.rows not in (64, 128, 256):
@@ -43,7 +44,7 @@ class GemmConfig:
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
         registers = self.columns // 2 * (self.waves + self.stage_blocks)
-        if self.swap:  # each column has a scale
+        if self.swap and self.scale_n > 1:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         if registers > (192 if self.math_groups > 1 else 224):
             raise ValueError(
@@ -96,7 +97,8 @@ class GemmConfig:
 
     def stage_bytes(self) -> int:
         """Of a stage: its tiles, their scales, two barriers."""
-        block = (self.rows + self.columns) * BLOCK_K + _align(self.tile_m * 4 + 16, 16)
+        scales = self.tile_m + (self.tile_n if self.scale_n == 1 else 4)
+        block = (self.rows + self.columns) * BLOCK_K + _align(scales * 4, 16)
         return self.stage_blocks * block + 16
 
     def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
