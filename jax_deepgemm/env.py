@@ -30,7 +30,7 @@ class Variable:
 CACHE_DIR = Variable(
     "JAX_DEEPGEMM_CACHE_DIR",
     "${XDG_CACHE_HOME:-~/.cache}/jax_deepgemm",
-    'Folder of compiled kernels; "" or "0" turns the disk cache off.',
+    'Folder of compiled kernels and of what `tune` found; "" or "0" turns the disk cache off.',
 )
 USE_TUNED = Variable("JAX_DEEPGEMM_USE_TUNED", "1", "Use the configurations that `tune` stored in the cache folder.")
 PRINT_CONFIGS = Variable(
