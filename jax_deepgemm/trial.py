@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,13 @@ import jax.numpy as jnp
 
 from jax_deepgemm import race
 from jax_deepgemm.op import Avals, Op, Params
+from jax_deepgemm.stopwatch import gpu_seconds
 
 ROTATION_BYTES = 160 * 2**20  # three times the largest L2
 MOST_COPIES = 64
 CALLS = 16  # in a program, so that calling it costs little for each
-BATCH_SECONDS = 4e-3
+BATCH_SECONDS = 2e-3
+MOST_LAUNCHES = 400  # in a batch: the driver takes some 1000 before the host must wait for the GPU
 _NO_GRAPHS = {"xla_gpu_graph_min_graph_size": 10**6}  # in which calls that share nothing might run side by side
 
 Bind = Callable[..., Sequence[jax.Array]]  # the primitive, its parameters but `config` given
@@ -37,14 +38,14 @@ def fastest(op: Op, bind: Bind, avals: Avals, params: Params, configs: Sequence[
     calls = min(CALLS, copies)
     groups = [[_operands(avals, orders, i) for i in range(j, j + calls)] for j in range(0, copies, calls)]
     programs = [program(functools.partial(bind, config=c), orders, aliases) for c in configs]
-    batches = [_Batch(run, groups, aliases) for run in programs]
+    batches = [Batch(run, groups, aliases) for run in programs]
     for batch in batches:
-        batch(1)  # compiles
-    start = time.perf_counter()
-    batches[0](1)
-    rounds = math.ceil(BATCH_SECONDS / (time.perf_counter() - start))
-    best, seconds, first = race.winner([functools.partial(batch, rounds) for batch in batches])
-    each = 1e6 / (rounds * len(groups) * calls)
+        batch.seconds(1)  # compiles
+    once = batches[0].seconds(1)
+    launches = len(groups) * calls
+    rounds = max(1, min(math.ceil(BATCH_SECONDS / once), MOST_LAUNCHES // launches))
+    best, seconds, first = race.winner([functools.partial(batch.seconds, rounds) for batch in batches])
+    each = 1e6 / (rounds * launches)
     return best, seconds * each, first * each
 
 
@@ -66,19 +67,26 @@ def program(call: Bind, orders: Sequence[Order], aliases: Mapping[int, int]) -> 
     return jax.jit(run, donate_argnums=0, compiler_options=_NO_GRAPHS)
 
 
-class _Batch:
-    """Some rounds of a program over all groups of operands, waited for."""
+class Batch:
+    """Some rounds of a program over all groups of operands."""
 
     def __init__(self, run: Callable[..., Any], groups: list[list[list[jax.Array]]], aliases: Mapping[int, int]):
         self._run, self._groups = run, groups
         self._carried: Any = {operand: jnp.copy(groups[0][0][operand]) for operand in aliases}
+        self._wait = 1e-3
 
-    def __call__(self, rounds: int) -> None:
-        out: Any = None
-        for _ in range(rounds):
-            for group in self._groups:
-                self._carried, out = self._run(self._carried, group)
-        jax.block_until_ready((self._carried, out))
+    def seconds(self, rounds: int) -> float:
+        """On the GPU."""
+
+        def enqueue() -> Any:
+            out: Any = None
+            for _ in range(rounds):
+                for group in self._groups:
+                    self._carried, out = self._run(self._carried, group)
+            return self._carried, out
+
+        seconds, self._wait = gpu_seconds(enqueue, self._wait)
+        return seconds
 
 
 def _orders(op: Op, avals: Avals, params: Params) -> list[Order]:

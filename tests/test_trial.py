@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jax_deepgemm import GemmConfig, race, trial
+from jax_deepgemm import H100, GemmConfig, compile, race, stopwatch, trial
 from jax_deepgemm.config import current
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE
 from jax_deepgemm.primitive import OPS
@@ -31,13 +33,12 @@ def problem(m, n, k, has_c, dtype=jnp.bfloat16):
 def test_fastest_runs_every_configuration_on_all_copies(has_c, monkeypatch):
     bind, avals, params = problem(8, 128, 256, has_c)
     monkeypatch.setattr(trial, "ROTATION_BYTES", 20 * 40e3)  # 20 copies: two programs' worth
-    monkeypatch.setattr(trial, "BATCH_SECONDS", 1e-9)
+    monkeypatch.setattr(trial, "gpu_seconds", lambda enqueue, wait: (jax.block_until_ready(enqueue()), (1e-3, wait))[1])
     calls = []
 
     def winner(batches):
-        for batch in batches:
-            batch()
-        return 1, 32e-6, 64e-6
+        assert [batch() for batch in batches] == [1e-3] * 3
+        return 1, 64e-6, 128e-6
 
     monkeypatch.setattr(race, "winner", winner)
 
@@ -46,7 +47,11 @@ def test_fastest_runs_every_configuration_on_all_copies(has_c, monkeypatch):
         return bind(*operands, config=config)
 
     best, us, first = trial.fastest(OP, counted, avals, params, CONFIGS)
-    assert (best, us, first) == (1, 1.0, 2.0)  # 32 calls: each of 20 copies, rounded up to whole programs
+    assert (best, us, first) == (
+        1,
+        1.0,
+        2.0,
+    )  # 64 calls: two rounds of 32, which are the 20 copies rounded up to whole programs
     assert [config for config, _ in calls] == [config for config in CONFIGS for _ in range(trial.CALLS)]
     assert all([(x.shape, x.dtype) for x in operands] == [(a.shape, a.dtype) for a in avals] for _, operands in calls)
 
@@ -73,3 +78,20 @@ def test_the_program_moves_nothing_on_a_gpu(has_c):
     compiled = run.lower({i: operands[i] for i in aliases}, [operands] * 3).compile().as_text()
     assert compiled.count(LAUNCH) == 3
     assert moves(compiled) == []
+
+
+def test_the_stopwatch_compiles_and_waits_no_shorter_than_the_host(monkeypatch):
+    launch = stopwatch._plan([], [], {"nanoseconds": 10**6}, H100, current())
+    compile.compile_kernel(launch.kernel, H100.arch)
+    stamps = iter([5_000, 2**40 + 7, 2**40 + 8, 2**41])
+    waits = []
+
+    def stamp(wait):
+        waits.append(wait)
+        return np.asarray([next(stamps)], np.uint64).view(np.uint32)
+
+    monkeypatch.setattr(stopwatch, "_stamp", stamp)
+    seconds, wait = stopwatch.gpu_seconds(lambda: time.sleep(0.01), 1e-3)
+    assert seconds == pytest.approx((2**40 - 4993) * 1e-9) and 0.015 < wait <= 0.1
+    assert stopwatch.gpu_seconds(lambda: None, wait) == (pytest.approx((2**40 - 8) * 1e-9), wait)
+    assert waits == [1e-3, 0.0, wait, 0.0]
