@@ -6,7 +6,6 @@ enqueue, as they would inside a CUDA graph or behind larger kernels.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,27 +18,24 @@ from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
 from jax_deepgemm.op import Op
 from jax_deepgemm.primitive import make
 
-_LONGEST_WAIT = 0.1  # seconds
+SHORTEST_WAIT, LONGEST_WAIT = 2.0**-10, 2.0**-3  # seconds
 
 
-def gpu_seconds(enqueue: Callable[[], Any], wait: float) -> tuple[float, float]:
-    """The GPU's time for what `enqueue` launches and returns, and the wait that the next call should be given.
+def gpu_seconds(enqueue: Callable[[], Any], wait: float = SHORTEST_WAIT) -> tuple[float, float]:
+    """The GPU's time for what `enqueue` launches and returns, and the wait that it took: give it to the next call.
 
-    The GPU begins `wait` seconds after the call. Where the host takes longer than that, the time includes gaps: then
-    the next wait is a longer one.
+    Where the host takes longer than the wait, all is done again with a longer one.
     """
-    before = _stamp(wait)
-    start = time.perf_counter()
-    results = enqueue()
-    took = time.perf_counter() - start
-    after = _stamp(0.0)
-    jax.block_until_ready(results)
-    return (_nanoseconds(after) - _nanoseconds(before)) * 1e-9, max(wait, _rounded(1.5 * took))
-
-
-def _rounded(seconds: float) -> float:
-    """Up to a power of two: every wait is a program of its own."""
-    return min(2.0 ** math.ceil(math.log2(max(seconds, 1e-4))), _LONGEST_WAIT)
+    while True:
+        before = _stamp(wait)
+        start = time.perf_counter()
+        results = enqueue()
+        took = time.perf_counter() - start
+        after = _stamp(0.0)
+        jax.block_until_ready(results)
+        if took < wait or wait >= LONGEST_WAIT:
+            return (_nanoseconds(after) - _nanoseconds(before)) * 1e-9, wait
+        wait *= 2  # powers of two, since every wait is a program of its own
 
 
 def _nanoseconds(words: jax.Array) -> int:

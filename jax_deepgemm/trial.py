@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jax_deepgemm import race
 from jax_deepgemm.op import Avals, Op, Params
-from jax_deepgemm.stopwatch import gpu_seconds
+from jax_deepgemm.stopwatch import SHORTEST_WAIT, gpu_seconds
 
 ROTATION_BYTES = 160 * 2**20  # three times the largest L2
 MOST_COPIES = 64
@@ -40,7 +40,7 @@ def fastest(op: Op, bind: Bind, avals: Avals, params: Params, configs: Sequence[
     programs = [program(functools.partial(bind, config=c), orders, aliases) for c in configs]
     batches = [Batch(run, groups, aliases) for run in programs]
     for batch in batches:
-        batch.seconds(1)  # compiles
+        jax.block_until_ready(batch.enqueue(1))  # compiles
     once = batches[0].seconds(1)
     launches = len(groups) * calls
     rounds = max(1, min(math.ceil(BATCH_SECONDS / once), MOST_LAUNCHES // launches))
@@ -73,19 +73,18 @@ class Batch:
     def __init__(self, run: Callable[..., Any], groups: list[list[list[jax.Array]]], aliases: Mapping[int, int]):
         self._run, self._groups = run, groups
         self._carried: Any = {operand: jnp.copy(groups[0][0][operand]) for operand in aliases}
-        self._wait = 1e-3
+        self._wait = SHORTEST_WAIT
+
+    def enqueue(self, rounds: int) -> Any:
+        out: Any = None
+        for _ in range(rounds):
+            for group in self._groups:
+                self._carried, out = self._run(self._carried, group)
+        return self._carried, out
 
     def seconds(self, rounds: int) -> float:
         """On the GPU."""
-
-        def enqueue() -> Any:
-            out: Any = None
-            for _ in range(rounds):
-                for group in self._groups:
-                    self._carried, out = self._run(self._carried, group)
-            return self._carried, out
-
-        seconds, self._wait = gpu_seconds(enqueue, self._wait)
+        seconds, self._wait = gpu_seconds(functools.partial(self.enqueue, rounds), self._wait)
         return seconds
 
 

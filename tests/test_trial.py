@@ -83,7 +83,7 @@ def test_the_program_moves_nothing_on_a_gpu(has_c):
 def test_the_stopwatch_compiles_and_waits_no_shorter_than_the_host(monkeypatch):
     launch = stopwatch._plan([], [], {"nanoseconds": 10**6}, H100, current())
     compile.compile_kernel(launch.kernel, H100.arch)
-    stamps = iter([5_000, 2**40 + 7, 2**40 + 8, 2**41])
+    stamps = iter([1, 2, 5_000, 2**40 + 7, 2**40 + 8, 2**41])
     waits = []
 
     def stamp(wait):
@@ -91,7 +91,12 @@ def test_the_stopwatch_compiles_and_waits_no_shorter_than_the_host(monkeypatch):
         return np.asarray([next(stamps)], np.uint64).view(np.uint32)
 
     monkeypatch.setattr(stopwatch, "_stamp", stamp)
-    seconds, wait = stopwatch.gpu_seconds(lambda: time.sleep(0.01), 1e-3)
-    assert seconds == pytest.approx((2**40 - 4993) * 1e-9) and 0.015 < wait <= 0.1
+    seconds, wait = stopwatch.gpu_seconds(lambda: time.sleep(0.01), 2**-7)
+    assert (seconds, wait) == (pytest.approx((2**40 - 4993) * 1e-9), 2**-6)
     assert stopwatch.gpu_seconds(lambda: None, wait) == (pytest.approx((2**40 - 8) * 1e-9), wait)
-    assert waits == [1e-3, 0.0, wait, 0.0]
+    assert waits == [2**-7, 0.0, 2**-6, 0.0, 2**-6, 0.0]
+
+
+def test_the_longest_wait_is_taken_as_it_is(monkeypatch):
+    monkeypatch.setattr(stopwatch, "_stamp", lambda wait: np.zeros(2, np.uint32))
+    assert stopwatch.gpu_seconds(lambda: time.sleep(0.2), stopwatch.LONGEST_WAIT) == (0.0, stopwatch.LONGEST_WAIT)
