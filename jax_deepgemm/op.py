@@ -27,6 +27,9 @@ class Op:
     abstract_eval: `(avals, **params)` -> shapes and dtypes of the results.
     reference: `(*arrays, **params)` -> results, in plain JAX, on any platform.
     plan: `(avals, out_avals, params, target, config)` -> the launch, or None where no kernel fits the problem.
+    configs: the classes of the parameter `config`, which overrides the choice of the heuristics: frozen dataclasses of
+        numbers and strings that check themselves. Without one, the operation has no such parameter.
+    ranked: as `plan`, but -> the configurations that the heuristics know for the problem, the best first.
     operand_layouts, result_layouts: `(avals, params)` -> for each, minor-to-major order or None for row-major; `avals`
         are the operands' in both. Asked of XLA where the kernel runs.
     aliases: `(avals, params)` -> {operand: result} that share a buffer.
@@ -43,6 +46,8 @@ class Op:
     abstract_eval: Callable[..., Sequence[jax.ShapeDtypeStruct]]
     reference: Callable[..., Sequence[jax.Array]]
     plan: Callable[[Avals, Avals, Params, Target, Config], Launch | None]
+    configs: tuple[type, ...] = ()
+    ranked: Callable[[Avals, Avals, Params, Target, Config], Sequence[Any]] | None = None
     operand_layouts: Callable[[Avals, Params], Layouts] | None = None
     result_layouts: Callable[[Avals, Params], Layouts] | None = None
     aliases: Callable[[Avals, Params], Mapping[int, int]] | None = None

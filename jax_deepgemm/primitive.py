@@ -20,12 +20,14 @@ from jax_deepgemm.factors import assign, spec
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.partition import ClosedJaxpr
 
+OPS: dict[Primitive, Op] = {}
 _Items = tuple[tuple[str, Any], ...]  # params, hashable
 
 
 def make(op: Op) -> Callable[..., Sequence[jax.Array]]:
     """The function `(*operands, **params) -> results` that binds the primitive `jax_deepgemm_<name>` of `op`."""
     primitive = Primitive(f"jax_deepgemm_{op.name}")
+    OPS[primitive] = op
     primitive.multiple_results = True
     primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
     primitive.def_impl(functools.partial(_run, primitive))

@@ -2,6 +2,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
+#include "common/head_splits.cuh"
 #include "common/split_k.cuh"
 #include "common/tile_order.cuh"
 #include "common/tma.cuh"
@@ -16,6 +17,7 @@ struct GemmEpilogue {
     using Layout = SharedLayout<Config>;
     using Shared = SharedMemory<Config>;
     using Out = typename Config::Out;
+    using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;
     // D is where C was. TMA adds in FP32 only; each element is added to once, so the result is always the same.
@@ -46,6 +48,7 @@ struct GemmEpilogue {
         constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
         static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
         static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
+        static_assert(Columns::fits(kAtom), "a box of columns stays together in D");
         u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
@@ -86,7 +89,7 @@ struct GemmEpilogue {
                     if constexpr (kAddInPlace) {
                         tma_reduce_add_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
                     } else {
-                        tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                        tma_store_2d(d_map, atom, Columns::at(corner.column + j * kAtom), row + warp * 16);
                     }
                     tma_store_commit();
                 }
@@ -125,7 +128,7 @@ struct GemmEpilogue {
             shared.partials_ready().wait_cluster(phase);
         }
         const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads>(
+        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads, Columns>(
             partial, d, c, m0, n0, m, n, rank, thread);
         if constexpr (kSplitK > 1) {
             named_barrier_sync(1, kMathThreads);

@@ -42,25 +42,25 @@ class Native:
     """A compiled function whose results are written to buffers full of NaN: what a kernel leaves out stays NaN."""
 
     def __init__(self, compiled: jax.stages.Compiled, results: Any):
-        self._compiled, self._results = compiled, results
+        self.compiled, self._results = compiled, results
 
     def __call__(self, *args: Any) -> Any:
-        return self._compiled(poison(self._results), *args)
+        return self.compiled(poison(self._results), *args)
 
     def many(self, times: int, *args: Any) -> list[Any]:
         """The results of calls that follow each other as closely as they can."""
         buffers = jax.block_until_ready([poison(self._results) for _ in range(times)])
-        return [self._compiled(buffer, *args) for buffer in buffers]
+        return [self.compiled(buffer, *args) for buffer in buffers]
 
 
 def native(
     function: Callable[..., Any],
     *args: Any,
-    calls: int = 1,
+    calls: int | None = 1,
     config: GemmConfig | None = None,
     options: dict[str, Any] | None = None,
 ) -> Native:
-    """`function` compiled for arguments like these; the program must have `calls` launches of our kernels."""
+    """`function` compiled for arguments like these, with `calls` launches of our kernels; None: with any number."""
     # A function of its own, since jit would remember a lowering with another configuration.
     results = jax.eval_shape(lambda *xs: function(*xs), *args)
 
@@ -72,7 +72,8 @@ def native(
     with forced(config):
         lowered = jax.jit(poisoned, donate_argnums=0, keep_unused=True).lower(results, *args)
     compiled = lowered.compile(compiler_options=options)
-    assert launches(compiled) == calls, f"{launches(compiled)} launches instead of {calls}"
+    found = launches(compiled)
+    assert found == calls if calls is not None else found, f"{found} launches instead of {calls}"
     return Native(compiled, results)
 
 
