@@ -11,10 +11,10 @@ struct Fragment {
     u32 row, column;
 };
 
-template <class Config>
+template <class Config, class Operands = ScaledFp8<Config>>
 struct GemmEpilogue {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;

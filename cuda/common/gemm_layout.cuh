@@ -7,8 +7,26 @@
 
 constexpr u32 kBlockK = 128;      // of K in a block: one scale, one 128-byte swizzled row
 constexpr u32 kScaleBlock = 128;  // rows of B under one scale
+constexpr u32 kRowBytes = 128;    // of a tile, for a block of K: what the swizzle spans
 
+// What a kernel multiplies. FP8 with scales; rows of tiles run along K.
 template <class Config>
+struct ScaledFp8 {
+    static constexpr u32 kBlockK = ::kBlockK;
+    static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
+    static constexpr bool kScaled = true;
+};
+
+// BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
+template <class Config>
+struct PlainBf16 {
+    static constexpr u32 kBlockK = 64;
+    static constexpr u32 kRowsTile = Config::kMnRows ? align_up(Config::kRows, 64) : Config::kRows;
+    static constexpr u32 kColumnsTile = Config::kMnColumns ? align_up(Config::kColumns, 64) : Config::kColumns;
+    static constexpr bool kScaled = false;
+};
+
+template <class Config, class Operands = ScaledFp8<Config>>
 struct SharedLayout {
     static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns;
     static constexpr u32 kTileM = Config::kSwap ? kColumns : kRows, kTileN = Config::kSwap ? kRows : kColumns;
@@ -20,10 +38,10 @@ struct SharedLayout {
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;
 
-    static constexpr u32 kRowsBytes = kRows * kBlockK;
-    static constexpr u32 kColumnsBytes = kColumns * kBlockK;
+    static constexpr u32 kRowsBytes = Operands::kRowsTile * kRowBytes;
+    static constexpr u32 kColumnsBytes = Operands::kColumnsTile * kRowBytes;
     static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
-    static constexpr u32 kScalesBytes = align_up(kTileM * 4 + 16, 16);  // of a block: A's, then B's
+    static constexpr u32 kScalesBytes = Operands::kScaled ? align_up(kTileM * 4 + 16, 16) : 0;  // of a block: A's, B's
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.
@@ -41,9 +59,9 @@ struct SharedLayout {
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
 };
 
-template <class Config>
+template <class Config, class Operands = ScaledFp8<Config>>
 struct SharedMemory {
-    using Layout = SharedLayout<Config>;
+    using Layout = SharedLayout<Config, Operands>;
     u8* base;
     __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
     __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }

@@ -1,0 +1,1 @@
+def bf16_gemm(*a): raise NotImplementedError
