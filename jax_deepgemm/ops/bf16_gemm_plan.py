@@ -27,6 +27,8 @@ def plan(
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
+    if any(x.shape[1] % 8 for x in avals[:2]) or n * out_bytes % 16:
+        return None  # a shard may be so: TMA takes rows of 16 bytes
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
     chosen = sm90_bf16.bf16_gemm(layout, m, n, k, out_bytes, num_sms, target.smem_bytes)
     return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 2, pdl=config.pdl)
