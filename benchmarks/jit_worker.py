@@ -29,7 +29,7 @@ def kernel() -> tuple[Any, str]:
     import jax.numpy as jnp
 
     from jax_deepgemm import config, target
-    from jax_deepgemm.ops.fp8_gemm_plan import plan
+    from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, plan
 
     m, n, k = 64, 4096, 7168
     avals = [
@@ -39,7 +39,8 @@ def kernel() -> tuple[Any, str]:
         jax.ShapeDtypeStruct((n // 128, k // 128), jnp.float32),
     ]
     out = [jax.ShapeDtypeStruct((m, n), jnp.bfloat16)]
-    launch = plan(avals, out, {"out_dtype": jnp.dtype(jnp.bfloat16)}, target.H100, config.Config())
+    params = {"out_dtype": jnp.dtype(jnp.bfloat16), "recipe": RECIPE}
+    launch = plan(avals, out, params, target.H100, config.Config())
     if launch is None:
         raise RuntimeError("there is no native plan for the dense GEMM")
     return launch.kernel, target.H100.arch

@@ -355,3 +355,9 @@ def test_arguments():
 
 def test_a_dead_jit_worker_is_a_missing_row():
     assert jit.together([jit.worker("chain", JAX_PLATFORMS="cpu")]) == [None]
+
+
+def test_a_jit_worker_compiles_the_kernel(tmp_path):
+    (answer,) = jit.together([jit.worker("compile", JAX_PLATFORMS="cpu", JAX_DEEPGEMM_CACHE_DIR=str(tmp_path))])
+    assert answer is not None and answer["first_us"] > answer["again_us"] > 0
+    assert any(tmp_path.rglob("*.bin"))

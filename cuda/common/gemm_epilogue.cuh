@@ -18,6 +18,8 @@ struct GemmEpilogue {
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;
+    // D is where C was. TMA adds in FP32 only; each element is added to once, so the result is always the same.
+    static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4;
 
     static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
         if (column >= n) return;
@@ -57,7 +59,7 @@ struct GemmEpilogue {
 #pragma unroll
                 for (u32 within = 0; within < kAtom; within += 16) {
                     const u32 column = j * kAtom + within, i = column / 2;
-                    if constexpr (Config::kHasC) {
+                    if constexpr (Config::kHasC && !kAddInPlace) {
                         const u32 at_n = corner.column + column + at.column;
                         add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
                         add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);
@@ -81,7 +83,11 @@ struct GemmEpilogue {
                 fence_async_proxy();
                 __syncwarp();
                 if (lane == 0) {
-                    tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                    if constexpr (kAddInPlace) {
+                        tma_reduce_add_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                    } else {
+                        tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                    }
                     tma_store_commit();
                 }
             }

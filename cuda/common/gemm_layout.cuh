@@ -6,7 +6,7 @@
 #include "common/types.cuh"
 
 constexpr u32 kBlockK = 128;      // of K in a block: one scale, one 128-byte swizzled row
-constexpr u32 kScaleBlock = 128;  // rows of B under one scale
+constexpr u32 kScaleBlock = 128;  // rows of B under one scale, unless each has its own
 constexpr u32 kRowBytes = 128;    // of a tile, for a block of K: what the swizzle spans
 
 // What a kernel multiplies. FP8 with scales; rows of tiles run along K.
@@ -14,7 +14,7 @@ template <class Config>
 struct ScaledFp8 {
     static constexpr u32 kBlockK = ::kBlockK;
     static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
-    static constexpr bool kScaled = true;
+    static constexpr u32 kScaleN = Config::kScaleN;
 };
 
 // BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
@@ -23,7 +23,7 @@ struct PlainBf16 {
     static constexpr u32 kBlockK = 64;
     static constexpr u32 kRowsTile = Config::kMnRows ? align_up(Config::kRows, 64) : Config::kRows;
     static constexpr u32 kColumnsTile = Config::kMnColumns ? align_up(Config::kColumns, 64) : Config::kColumns;
-    static constexpr bool kScaled = false;
+    static constexpr u32 kScaleN = 0;  // no scales
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
@@ -34,14 +34,16 @@ struct SharedLayout {
     static constexpr u32 kOutBytes = sizeof(typename Config::Out);
 
     // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB = kScaleBlock % kTileN == 0   ? 1
+    static constexpr u32 kScalesB = Operands::kScaleN == 1      ? kTileN
+                                    : kScaleBlock % kTileN == 0 ? 1
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;
 
     static constexpr u32 kRowsBytes = Operands::kRowsTile * kRowBytes;
     static constexpr u32 kColumnsBytes = Operands::kColumnsTile * kRowBytes;
     static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
-    static constexpr u32 kScalesBytes = Operands::kScaled ? align_up(kTileM * 4 + 16, 16) : 0;  // of a block: A's, B's
+    // Of a block: A's, then B's.
+    static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB) * 4, 16) : 0;
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.

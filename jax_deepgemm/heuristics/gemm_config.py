@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 BLOCK_K = 128  # of K in a pipeline stage
-SCALE_BLOCK = 128  # rows of B under one scale
+SCALE_BLOCK = 128  # rows of B under one scale, unless each has its own
 
 
 class Store(NamedTuple):
@@ -31,6 +31,7 @@ class GemmConfig:
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
+    scale_n: int = SCALE_BLOCK  # rows of B under one scale, or 1: no choice, the recipe's
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
@@ -56,7 +57,7 @@ class GemmConfig:
     def registers(self) -> int:
         """Accumulators and scales of a thread."""
         registers = self.columns // 2 * (self.waves + self.stage_blocks)
-        if self.swap:  # each column has a scale
+        if self.swap and self.scale_n > 1:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         return registers
 
@@ -108,7 +109,8 @@ class GemmConfig:
 
     def block_bytes(self) -> int:
         """Of a block of K: its tiles and their scales."""
-        return (self.rows + self.columns) * BLOCK_K + _align(self.tile_m * 4 + 16, 16)
+        scales = self.tile_m + (self.tile_n if self.scale_n == 1 else 4)
+        return (self.rows + self.columns) * BLOCK_K + _align(scales * 4, 16)
 
     def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
         if self.stores_by_tma:

@@ -70,6 +70,7 @@ def launch(
         ("kClusterRows", tile.cluster_rows),
         ("kClusterColumns", tile.cluster_columns),
         ("kGroup", tile.group),
+        ("kScaleN", tile.scale_n),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kHasC", has_c),
@@ -92,7 +93,7 @@ def launch(
         swizzle=store.atom_bytes,
     )
     return Launch(
-        kernel=Kernel("sm90_fp8_gemm_1d2d", template),
+        kernel=Kernel("sm90_fp8_gemm_1d1d" if tile.scale_n == 1 else "sm90_fp8_gemm_1d2d", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         cluster=(tile.cluster, 1, 1),

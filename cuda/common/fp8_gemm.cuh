@@ -1,0 +1,253 @@
+// The FP8 GEMM kernels' common part: a persistent, warp-specialised loop over tiles of D = A B^T (+ C). Hopper.
+//
+// wgmma fixes 64 rows; its columns are any multiple of 8. With few tokens the weights take the rows (kSwap: the tile is
+// computed transposed) and the tokens the columns. Below, "rows" and "columns" are wgmma's; M and N those of D.
+//
+// Two producer warps fill a ring of stages of kStageBlocks x 128 of K, tiles by TMA and scales by cp.async; kMathGroups
+// warpgroups multiply, and every 128 of K add the scaled product to FP32 registers, since the tensor cores keep few
+// mantissa bits. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
+// or split K among them (kSplitK > 1).
+//
+// What a kernel's recipe of scales decides is its `Scaling`: `Source`, one lane's copies into a stage, and `Scales`,
+// which a math thread reads from it and promotes by; kReadsLate, if promoting reads the stage too.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/gemm_epilogue.cuh"
+#include "common/gemm_layout.cuh"
+#include "common/gemm_walk.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma.cuh"
+
+template <class Config, class Scaling>
+struct Fp8Gemm {
+    using Layout = SharedLayout<Config>;
+    using Shared = SharedMemory<Config>;
+    using Walk = GemmWalk<Config>;
+    using Epilogue = GemmEpilogue<Config>;
+    using Pipeline = ::Pipeline<Config::kStages>;
+    using Out = typename Config::Out;
+    static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
+    static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns;
+    static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
+    static constexpr u32 kMathThreads = kGroups * 128;
+    static constexpr u32 kAccumulators = kColumns / 2;
+    static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
+    static_assert(Config::kClusterRows == 1 || Config::kClusterColumns == 1, "a cluster shares one operand");
+    static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
+
+    // ---- producer -------------------------------------------------------------------------------------------------
+
+    // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
+    template <u32 kExtent, u32 kShare>
+    static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
+                                                     u32 rank) {
+        if constexpr (kShare == 1) {
+            tma_load_2d(to, map, full, k, at);
+        } else {
+            constexpr u32 kPart = kExtent / kShare;
+            tma_load_2d_multicast(to + rank * kPart * kBlockK, map, full, k, at + rank * kPart, (1u << kShare) - 1);
+        }
+    }
+
+    // Run by one thread.
+    static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
+                                                         const TensorMap& columns_map, u32 m, u32 n, u32 k) {
+        const Walk walk(m, n, k);
+        Pipeline pipe;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
+#pragma unroll 1  // unrolled it would not fit the producer's registers
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                Barrier& full = shared.full(pipe.stage);
+                full.arrive_expect_bytes(count * Layout::kBlockBytes);
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j) {
+                    const u32 at_k = (walk.k_begin + i + j) * kBlockK;
+                    load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
+                                                                      corner.row, walk.rank);
+                    load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
+                                                                      at_k, corner.column, walk.rank);
+                }
+            }
+        }
+    }
+
+    // Run by a warp of its own, so that the tiles need not wait for its address arithmetic. Copies of 4 bytes: the
+    // scales of a tile begin at any multiple of that, where TMA wants 16.
+    static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
+                                                          const float* scales_b, u32 m, u32 n, u32 k) {
+        const Walk walk(m, n, k);
+        const u32 lane = threadIdx.x % 32;
+        Pipeline pipe;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
+            const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+            typename Scaling::Source source(scales_a, scales_b, m0, n0, m, n, k, walk.k_begin, lane);
+#pragma unroll 1
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j) source.copy_next(shared.scales_a(first + j));
+                shared.full(pipe.stage).arrive_after_async_copies();
+            }
+        }
+        async_copy_wait_all();
+    }
+
+    // ---- math -----------------------------------------------------------------------------------------------------
+
+    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows,
+                                                    const u8* columns) {
+        const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
+#pragma unroll
+        for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
+        wgmma_commit();
+    }
+
+    static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
+        __syncwarp();
+        if constexpr (kCluster == 1) {
+            if (lane == 0) shared.empty(stage).arrive();
+        } else {
+            if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
+        }
+    }
+
+    // Two warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and
+    // while one promotes the tensor cores work for the other. In step they would both promote, then both wait.
+    static constexpr u32 kTurnBarrier = 4;
+
+    static __device__ __forceinline__ void wait_turn(u32 group) {
+        if constexpr (kGroups == 2) named_barrier_sync(kTurnBarrier + group, kMathThreads);
+    }
+
+    static __device__ __forceinline__ void pass_turn(u32 group) {
+        if constexpr (kGroups == 2) named_barrier_arrive(kTurnBarrier + (group ^ 1), kMathThreads);
+    }
+
+    // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
+    template <u32 kCount, class Release>
+    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
+                                                u32 row, Fragment at, u32 shift, Release release_stage) {
+        float product[kCount][kAccumulators];
+        typename Scaling::Scales scales[kCount];
+        wait_turn(group);
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
+        wgmma_fence();
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j)
+            multiply(product[j], shared.rows(block + j) + row * kBlockK, shared.columns(block + j));
+        pass_turn(group);
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
+        unrolled<kCount>([&](auto j) {
+            wgmma_wait<kCount - 1 - j.value>();
+            wgmma_pin(product[j.value]);
+            if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();
+            scales[j.value].promote(sum, product[j.value], Config::kSwap ? row : 0, shift);
+            if (j.value == kCount - 1 && Scaling::kReadsLate) release_stage();
+        });
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
+        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
+        const Walk walk(m, n, k);
+        Pipeline pipe;
+        u32 tile_phase = 0;
+        if (group == 1) pass_turn(group);
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+            const Tile corner = walk.corner(index);
+            const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
+            float sum[kWaves][kAccumulators];
+#pragma unroll
+            for (u32 w = 0; w < kWaves; ++w) {
+#pragma unroll
+                for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
+            }
+#pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
+                shared.full(pipe.stage).wait(pipe.phase);
+#pragma unroll
+                for (u32 w = 0; w < kWaves; ++w) {
+                    const u32 row = (w * kGroups + group) * 64;
+                    const auto release_stage = [&] {
+                        if (w == kWaves - 1) release(shared, pipe.stage, lane);
+                    };
+                    if (kStageBlocks == 1 || count == kStageBlocks) {
+                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, release_stage);
+                    } else {
+#pragma unroll 1
+                        for (u32 j = 0; j < count; ++j)
+                            step<1>(shared, sum[w], first + j, group, row, at, shift, [] {});
+                        release_stage();
+                    }
+                }
+            }
+            if constexpr (Layout::kStoreByTma) {
+                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            } else {
+                Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
+                                         tile_phase, m, n);
+            }
+        }
+        if (group == 0) wait_turn(group);  // the turn that nobody took
+        if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
+    }
+
+    // ---- kernel ---------------------------------------------------------------------------------------------------
+
+    static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
+                                               const TensorMap& d_map, const float* scales_a, const float* scales_b,
+                                               const Out* c, Out* d, u32 m, u32 n, u32 k) {
+        extern __shared__ __align__(1024) u8 shared_memory[];
+        const Shared shared{shared_memory};
+        const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+        constexpr u32 kMathWarps = kGroups * 4;
+        constexpr bool kInCluster = kCluster * kSplitK > 1;
+
+        if (warp == kMathWarps) {
+            const u32 lane = threadIdx.x % 32;
+            if (lane < Config::kStages) {
+                shared.full(lane).init(1 + 32);  // the expected bytes, and each lane's scales
+                shared.empty(lane).init(kMathWarps * kCluster);
+            }
+            if (lane == 0) {
+                if constexpr (kSplitK > 1) {
+                    shared.partials_ready().init(kSplitK);
+                    shared.partials_read().init(kSplitK);
+                }
+                tma_prefetch_descriptor(rows_map);
+                tma_prefetch_descriptor(columns_map);
+                if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
+            }
+            fence_barrier_init();
+        }
+        if constexpr (kInCluster) {
+            cluster_sync_relaxed();
+        } else {
+            __syncthreads();
+        }
+        wait_for_predecessor();
+        release_successor();
+
+        // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Math warps that asked for more
+        // than the producer gives back would wait for ever.
+        if (warp >= kMathWarps) {
+            if constexpr (kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
+            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, m, n, k);
+            if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
+        } else {
+            if constexpr (kGroups > 1) registers_increase<232>();
+            compute(shared, d_map, c, d, m, n, k);
+        }
+        // Peers may still write to or read from this CTA's shared memory.
+        if constexpr (kInCluster) cluster_sync();
+    }
+};
