@@ -27,6 +27,8 @@ class Bf16GemmConfig(GemmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.split_k > 1 and self.columns > 224:
+            raise ValueError(f"`columns` must be at most 224 for a split K, got {self.columns}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.rows_loaded and (
