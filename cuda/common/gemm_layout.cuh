@@ -15,6 +15,7 @@ struct ScaledFp8 {
     static constexpr u32 kBlockK = ::kBlockK;
     static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
     static constexpr u32 kScaleN = Config::kScaleN;
+    static constexpr bool kPartialsInRing = false;
 };
 
 // BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
@@ -23,7 +24,8 @@ struct PlainBf16 {
     static constexpr u32 kBlockK = 64;
     static constexpr u32 kRowsTile = Config::kMnRows ? align_up(Config::kRows, 64) : Config::kRows;
     static constexpr u32 kColumnsTile = Config::kMnColumns ? align_up(Config::kColumns, 64) : Config::kColumns;
-    static constexpr u32 kScaleN = 0;  // no scales
+    static constexpr u32 kScaleN = 0;                            // no scales
+    static constexpr bool kPartialsInRing = Config::kSplitK > 1;  // partial tiles lie where the tiles did
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
@@ -52,12 +54,16 @@ struct SharedLayout {
     static constexpr u32 kWarpStoreBytes = Config::kStoreBuffers * kAtomBytes;
     // Otherwise: the FP32 tile [kTileM][kPitch]; the pitch spreads the accumulator fragments over the banks.
     static constexpr u32 kPitch = kTileN + (Config::kSwap ? 4 : 8);
-    static constexpr u32 kEpilogueBytes =
-        kStoreByTma ? Config::kMathGroups * 4 * kWarpStoreBytes : align_up(kTileM * kPitch * 4, 1024);
+    static constexpr u32 kPartialBytes = align_up(kTileM * kPitch * 4, 1024);
+    static constexpr u32 kEpilogueBytes = kStoreByTma                ? Config::kMathGroups * 4 * kWarpStoreBytes
+                                          : Operands::kPartialsInRing ? 0
+                                                                      : kPartialBytes;
 
     // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
-    static constexpr u32 kEpilogue = kBlocks * kBlockBytes;
-    static constexpr u32 kScales = kEpilogue + kEpilogueBytes;
+    static constexpr u32 kRing = kBlocks * kBlockBytes;
+    static constexpr u32 kEpilogue = Operands::kPartialsInRing ? 0 : kRing;
+    static_assert(!Operands::kPartialsInRing || kPartialBytes <= kRing, "the ring has room for the partial tile");
+    static constexpr u32 kScales = kRing + kEpilogueBytes;
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
 };
 

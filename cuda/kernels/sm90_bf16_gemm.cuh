@@ -73,8 +73,13 @@ struct Sm90Bf16Gemm {
             Layout::kBlockBytes - (Config::kRows - Config::kRowsLoaded) * kRowBytes;  // kMnRows: all are loaded
         const Walk walk(m, n, k);
         Pipeline pipe;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        u32 tile_phase = 0;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
+            // Every tile begins at another part of K, so that not all CTAs ask for the same part of an operand at once.
+            const u32 turn = Config::kRotate ? static_cast<u64>(index) * walk.k_blocks / walk.order.count() : 0;
+            // Partial tiles lie in the ring until the whole cluster has read them.
+            if (Operands::kPartialsInRing && index != walk.first) shared.partials_read().wait_cluster(tile_phase ^ 1);
 #pragma unroll 1  // unrolled it would not fit the producer's registers
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
@@ -83,7 +88,9 @@ struct Sm90Bf16Gemm {
                 full.arrive_expect_bytes(count * kLoadedBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
-                    const u32 at_k = (walk.k_begin + i + j) * kBlock;
+                    u32 block = i + j + turn;
+                    if (Config::kRotate && block >= walk.k_blocks) block -= walk.k_blocks;
+                    const u32 at_k = (walk.k_begin + block) * kBlock;
                     load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns>(
                         shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank);
                     load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows>(
@@ -137,6 +144,13 @@ struct Sm90Bf16Gemm {
             const Tile corner = walk.corner(index);
             float sum[kWaves][kAccumulators];
             u32 previous = 0;
+            if constexpr (kSplitK > 1) {  // this CTA may have no K at all
+#pragma unroll
+                for (u32 w = 0; w < kWaves; ++w) {
+#pragma unroll
+                    for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
+                }
+            }
 #pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
@@ -164,15 +178,7 @@ struct Sm90Bf16Gemm {
             wgmma_wait<0>();
 #pragma unroll
             for (u32 w = 0; w < kWaves; ++w) wgmma_pin(sum[w]);
-            if (kSplitK == 1 || walk.k_blocks > 0) {
-                release(shared, previous, lane);
-            } else {
-#pragma unroll
-                for (u32 w = 0; w < kWaves; ++w) {
-#pragma unroll
-                    for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
-                }
-            }
+            if (kSplitK == 1 || walk.k_blocks > 0) release(shared, previous, lane);
             if constexpr (Layout::kStoreByTma) {
                 Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
@@ -221,12 +227,12 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     wait_for_predecessor();
     release_successor();
 
-    // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232.
+    // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Four with 128: 4 x 128 = 32 + 3 x 160.
     if (warp >= kMathWarps) {
-        if constexpr (Gemm::kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
+        if constexpr (Gemm::kGroups > 1) registers_decrease<Gemm::kGroups == 2 ? 40 : 32>();  // one has enough
         if (warp == kMathWarps && elect_one()) Gemm::produce(shared, rows_map, columns_map, m, n, k);
     } else {
-        if constexpr (Gemm::kGroups > 1) registers_increase<232>();
+        if constexpr (Gemm::kGroups > 1) registers_increase<Gemm::kGroups == 2 ? 232 : 160>();
         Gemm::compute(shared, d_map, c, d, m, n, k);
     }
     // Peers may still write to or read from this CTA's shared memory.

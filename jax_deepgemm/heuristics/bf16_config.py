@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.gemm_config import GemmConfig, Store
 
 BLOCK_K = 64  # of K in a block: 128 bytes
 SLAB = 64  # elements of M or N in a slab of an operand whose K is not contiguous
@@ -22,13 +22,12 @@ class Bf16GemmConfig(GemmConfig):
     layout: str = "nt"
     rows_loaded: int = 0  # of a tile that most rows are beyond the end of, the rows to load; 0: all
     least_stages: int = 4  # that the store's staging must leave, if it can
+    rotate: bool = False  # each tile begins at another part of K
 
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 256, 128: 256, 256: 192}
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 256, 128: 256, 192: 192, 256: 192}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split_k > 1 and self.columns > 224:
-            raise ValueError(f"`columns` must be at most 224 for a split K, got {self.columns}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.rows_loaded and (
@@ -48,6 +47,22 @@ class Bf16GemmConfig(GemmConfig):
     @property
     def mn_columns(self) -> bool:
         return self.layout[0] == "t" if self.swap else self.layout[1] == "n"
+
+    def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
+        return 0 if self.split_k > 1 else super().epilogue_bytes(out_bytes, smem_bytes)
+
+    def stages(self, out_bytes: int, smem_bytes: int) -> int:
+        """None if the partial tile of a split K has no room in the ring, where it is left."""
+        stages = super().stages(out_bytes, smem_bytes)
+        room = stages * self.stage_blocks * self.block_bytes()
+        return 0 if self.split_k > 1 and super().epilogue_bytes(out_bytes, smem_bytes) > room else stages
+
+    def _stores(self, out_bytes: int) -> list[Store]:
+        row_bytes = self.columns * out_bytes
+        widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
+        whole = row_bytes // widest * self.waves
+        rings = ((widest, whole), (widest, 4), (widest, 3), (widest, 2), (widest // 2, 2))
+        return [Store(b, n) for b, n in rings if n <= whole and b >= 16 * out_bytes]
 
     def registers(self) -> int:
         return self.columns // 2 * self.waves

@@ -37,8 +37,9 @@ class GemmConfig:
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
     def __post_init__(self) -> None:
-        if self.rows not in (64, 128, 256):
-            raise ValueError(f"`rows` must be 64, 128 or 256, got {self.rows}")
+        if self.rows not in self.MOST_COLUMNS:
+            *first, last = self.MOST_COLUMNS
+            raise ValueError(f"`rows` must be {', '.join(map(str, first))} or {last}, got {self.rows}")
         step, most = (8 if self.swap else 16), self.MOST_COLUMNS[self.rows]
         if self.columns % step or not 0 < self.columns <= most:
             raise ValueError(f"`columns` must be a multiple of {step} up to {most}, got {self.columns}")
@@ -47,7 +48,7 @@ class GemmConfig:
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
         registers = self.registers()
-        if registers > (192 if self.math_groups > 1 else 224):
+        if registers > {1: 224, 2: 192, 3: 112}[self.math_groups]:
             raise ValueError(
                 f"{self} keeps {registers} accumulators and scales a thread, more than there are registers"
             )
@@ -71,7 +72,7 @@ class GemmConfig:
 
     @property
     def math_groups(self) -> int:
-        return 1 if self.rows == 64 else 2
+        return {64: 1, 192: 3}.get(self.rows, 2)
 
     @property
     def waves(self) -> int:
@@ -93,15 +94,19 @@ class GemmConfig:
         """How a warp stages its rows for the TMA store: all of them, unless less buys stages for a short pipeline."""
         if not self.stores_by_tma:
             return Store(32, 1)
+        choices = self._stores(out_bytes)
+        stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
+        enough = min(self.ENOUGH_STAGES, max(stages))
+        return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
+
+    def _stores(self, out_bytes: int) -> list[Store]:
+        """The most shared memory first."""
         row_bytes = self.columns * out_bytes
         widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
         whole = row_bytes // widest * self.waves
         choices = [Store(widest, whole)]
         choices += [Store(b, n) for b, n in ((widest, 2), (widest // 2, 4), (widest // 2, 2)) if b >= 16 * out_bytes]
-        choices = [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
-        stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
-        enough = min(self.ENOUGH_STAGES, max(stages))
-        return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
+        return [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
 
     def stage_bytes(self) -> int:
         """Of a stage: its tiles, their scales, two barriers."""

@@ -24,9 +24,7 @@ SPLIT_PEER_US = 0.07  # ... and for each CTA of the cluster
 
 
 @functools.lru_cache(maxsize=4096)
-def bf16_gemm(
-    layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
-) -> Bf16GemmConfig:
+def bf16_gemm(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> Bf16GemmConfig:
     """The configuration for D[m, n] of operands in `layout` on `num_sms` processors with `smem_bytes` a block."""
     fitting = (c for c in candidates(layout, m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
     # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.

@@ -31,8 +31,9 @@ def bf16_gemm_nt(
     c: `out_dtype` [M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.
     out_dtype: bfloat16 or float32.
 
-    Sizes may be zero. A row of each operand and of the result is a multiple of 16 bytes: here K is a multiple of 8, and
-    N of 8, or of 4 for float32 out. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
+    Sizes may be zero. A row of each operand and of the result is a multiple of 16 bytes: here K is a multiple of 8,
+    and N of 8, or of 4 for float32 out. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they
+    belong to.
 
     The derivatives with respect to `a`, `b` and `c`, forward and reverse, of any order, are GEMMs of the other layouts:
     nothing is transposed in memory. Tangents and cotangents are rounded to bfloat16 before they are multiplied.
