@@ -50,7 +50,8 @@ def operands(case: Bf16Gemm) -> Operands:
         a = jax.random.normal(of_a, shape_a, jnp.bfloat16)
         return a, jax.random.normal(of_b, shape_b, jnp.bfloat16) * case.k**-0.5
 
-    return Operands(*make(jax.random.key(case.m + case.n * 65536)), case.layout)
+    a, b = make(jax.random.key(case.m + case.n * 65536))
+    return Operands(a, b, case.layout)
 
 
 def checker(case: Bf16Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:

@@ -76,8 +76,6 @@ struct Sm90Bf16Gemm {
         u32 tile_phase = 0;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
-            // Every tile begins at another part of K, so that not all CTAs ask for the same part of an operand at once.
-            const u32 turn = Config::kRotate ? static_cast<u64>(index) * walk.k_blocks / walk.order.count() : 0;
             // Partial tiles lie in the ring until the whole cluster has read them.
             if (Operands::kPartialsInRing && index != walk.first) shared.partials_read().wait_cluster(tile_phase ^ 1);
 #pragma unroll 1  // unrolled it would not fit the producer's registers
@@ -88,9 +86,7 @@ struct Sm90Bf16Gemm {
                 full.arrive_expect_bytes(count * kLoadedBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
-                    u32 block = i + j + turn;
-                    if (Config::kRotate && block >= walk.k_blocks) block -= walk.k_blocks;
-                    const u32 at_k = (walk.k_begin + block) * kBlock;
+                    const u32 at_k = (walk.k_begin + i + j) * kBlock;
                     load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns>(
                         shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank);
                     load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows>(
@@ -170,15 +166,20 @@ struct Sm90Bf16Gemm {
                     }
                 }
                 wgmma_commit();
-                // While these products are under way, those of the stage before have finished with it.
-                wgmma_wait<1>();
-                if (i > 0) release(shared, previous, lane);
-                previous = pipe.stage;
+                if constexpr (Config::kEager) {
+                    wgmma_wait<0>();
+                    release(shared, pipe.stage, lane);
+                } else {
+                    // While these products are under way, those of the stage before have finished with it.
+                    wgmma_wait<1>();
+                    if (i > 0) release(shared, previous, lane);
+                    previous = pipe.stage;
+                }
             }
             wgmma_wait<0>();
 #pragma unroll
             for (u32 w = 0; w < kWaves; ++w) wgmma_pin(sum[w]);
-            if (kSplitK == 1 || walk.k_blocks > 0) release(shared, previous, lane);
+            if (!Config::kEager && (kSplitK == 1 || walk.k_blocks > 0)) release(shared, previous, lane);
             if constexpr (Layout::kStoreByTma) {
                 Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {

@@ -22,9 +22,9 @@ class Bf16GemmConfig(GemmConfig):
     layout: str = "nt"
     rows_loaded: int = 0  # of a tile that most rows are beyond the end of, the rows to load; 0: all
     least_stages: int = 4  # that the store's staging must leave, if it can
-    rotate: bool = False  # each tile begins at another part of K
+    eager: bool = False  # give a stage back as soon as its own products are done, not the next one's under way
 
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 256, 128: 256, 192: 192, 256: 192}
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 256, 128: 256, 192: 192, 256: 176}
 
     def __post_init__(self) -> None:
         super().__post_init__()

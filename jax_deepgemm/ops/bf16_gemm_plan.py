@@ -69,7 +69,7 @@ def launch(
         ("kGroup", tile.group),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
-        ("kRotate", tile.rotate),
+        ("kEager", tile.eager),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
