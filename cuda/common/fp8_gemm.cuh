@@ -26,6 +26,7 @@ struct Fp8Gemm {
     using Epilogue = GemmEpilogue<Config>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
+    using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns;
     static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
@@ -195,6 +196,11 @@ struct Fp8Gemm {
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n);
+            }
+            if constexpr (Columns::kFills) {
+                const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+                if (kSplitK == 1 || walk.rank == 0)
+                    Columns::template fill<Layout::kTileM, Layout::kTileN, kMathThreads>(d, m0, n0, m, n, thread);
             }
         }
         if (group == 0) wait_turn(group);  // the turn that nobody took

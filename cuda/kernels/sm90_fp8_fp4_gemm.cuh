@@ -21,7 +21,7 @@ struct Sm90Fp8Fp4Gemm {
     using Layout = Fp4Layout<Config>;
     using Shared = Fp4SharedMemory<Config>;
     using Walk = GemmWalk<Config>;
-    using Epilogue = GemmEpilogue<Config, Shared>;
+    using Epilogue = GemmEpilogue<Config, ScaledFp8<Config>, Shared>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;

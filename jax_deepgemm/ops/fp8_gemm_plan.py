@@ -10,6 +10,7 @@ import numpy as np
 from jax_deepgemm.heuristics import sm90
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
+from jax_deepgemm.ops.head_splits import HeadSplits
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
@@ -30,15 +31,33 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
-    (m, k), (n, _) = avals[0].shape, avals[2].shape
-    if params["recipe"] != RECIPE:
+    problem = problem_of(avals, out_avals, target, config) if params["recipe"] == RECIPE else None
+    if problem is None:
         return None
+    chosen = params.get("config") or sm90.fp8_gemm(*problem)
+    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> list[GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = problem_of(avals, out_avals, target, config) if params["recipe"] == RECIPE else None
+    return [] if problem is None else sm90.ranked(*problem)
+
+
+def problem_of(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], target: Target, config: Config
+) -> tuple[int, int, int, int, int, int] | None:
+    """m, n, k, bytes of a result, processors and shared memory: all that the heuristics ask for.
+
+    None where no kernel takes them.
+    """
+    (m, k), (n, _) = avals[0].shape, avals[2].shape
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
-    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    chosen = sm90.fp8_gemm(m, n, k, out_bytes, num_sms, target.smem_bytes)
-    return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
+    return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
 def launch(
@@ -52,6 +71,7 @@ def launch(
     *,
     has_c: bool = False,
     pdl: bool = False,
+    splits: HeadSplits | None = None,
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
     stages = tile.stages(out_bytes, smem_bytes)
@@ -76,8 +96,12 @@ def launch(
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
+    if splits is not None:
+        splits.check(tile, out_bytes, smem_bytes)
+        template += (("Columns", splits.functor),)
     a, a_scale, b, b_scale, c = range(5)
-    d = 5 if has_c else 4
+    d = 5 if has_c or (splits and splits.keeps) else 4
+    width = splits.width(n) if splits else n
     rows, columns = (b, a) if tile.swap else (a, b)
     extent = {a: m, b: n}
 
@@ -87,8 +111,8 @@ def launch(
     d_map = TensorMap(
         d,
         "bfloat16" if out_bytes == 2 else "float32",
-        (n, m),
-        (n * out_bytes,),
+        (width, m),
+        (width * out_bytes,),
         (store.atom_bytes // out_bytes, 16),
         swizzle=store.atom_bytes,
     )
