@@ -85,14 +85,14 @@ def product_checker(case: Gemm, a: np.ndarray, b: np.ndarray) -> Callable[[np.nd
     projection = a @ (b.T @ signs)
 
     def check(result: np.ndarray) -> str | None:
-        if result.shape != (m, n):
-            return f"the result is of shape {result.shape}, must be {(m, n)}"
+        if result.shape != (case.m, case.n):
+            return f"the result is of shape {result.shape}, must be {(case.m, case.n)}"
         if not np.isfinite(result).all():
             return f"{np.count_nonzero(~np.isfinite(result))} of {result.size} elements are not finite"
         error = relative(result[rows], expected)
         if not error < ERROR_BOUND:
             return f"error {error:.2e} in {len(rows)} rows, must be below {ERROR_BOUND:.0e}"
-        if len(rows) < m and not relative(result @ signs, projection) < PROJECTION_BOUND:
+        if len(rows) < case.m and not relative(result @ signs, projection) < PROJECTION_BOUND:
             return (
                 f"error {relative(result @ signs, projection):.2e} over all rows, must be below {PROJECTION_BOUND:.0e}"
             )
