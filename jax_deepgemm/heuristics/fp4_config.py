@@ -64,6 +64,10 @@ class Fp4GemmConfig(GemmConfig):
     def feed_warps(self) -> int:
         return 4 * self.feed_groups
 
+    def stages(self, out_bytes: int, smem_bytes: int) -> int:
+        """Packed stages, for the scales that take most room."""
+        return self.fp4_layout(out_bytes, smem_bytes, UE8M0_BY_32).packed_stages
+
     def fp4_layout(self, out_bytes: int, smem_bytes: int, scales: Scales) -> Fp4Layout:
         """The layout in a block of `smem_bytes`: what the decoded stages and the epilogue leave is packed stages."""
         decoded = self.decoded_stages * self._decoded_bytes(scales) + 16

@@ -12,16 +12,18 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.folding import resize
 from jax_deepgemm.ops.fp4_casting import dequantise_fp4, packed, unpacked
-from jax_deepgemm.ops.fp8_fp4_gemm_plan import SCALE_ALIGNMENT, plan, scale_kind, scale_row_bytes
+from jax_deepgemm.ops.fp8_fp4_gemm_plan import SCALE_ALIGNMENT, plan, ranked, scale_kind, scale_row_bytes
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
 RECIPES: tuple[Recipe, ...] = (((1, 128), (1, 32)), ((1, 128), (1, 128)))  # the default first
+CONFIGS = (Fp4GemmConfig,)
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -33,6 +35,7 @@ def fp8_fp4_gemm_nt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: Fp4GemmConfig | None = None,
 ) -> jax.Array:
     """`A @ B.T (+ C)` of an FP8 and an FP4 matrix with block scales, accumulated in float32.
 
@@ -43,6 +46,7 @@ def fp8_fp4_gemm_nt(
     out_dtype: bfloat16 or float32.
     recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (1, 32)); with
         ((1, 128), (1, 128)) the scale of `b` is [N, ceil(K / 128)].
+    config: the kernel's tiles, instead of what `tune` found or the heuristics choose. Only a kernel heeds it.
 
     Scales are float32, or float8_e8m0fnu, which for each 32 of `b` are the faster ones. Sizes may be zero; K is a
     multiple of 16, a row of the result of 16 bytes. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and
@@ -64,7 +68,7 @@ def fp8_fp4_gemm_nt(
     >>> fp8_fp4_gemm_nt(a, b).shape
     (4, 128)
     """
-    return _gemm(_K_MAJOR, a, b, c, out_dtype, recipe)
+    return _gemm(_K_MAJOR, a, b, c, out_dtype, recipe, config)
 
 
 def fp8_fp4_gemm_nn(
@@ -74,6 +78,7 @@ def fp8_fp4_gemm_nn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: Fp4GemmConfig | None = None,
 ) -> jax.Array:
     """`A @ B (+ C)`: `fp8_fp4_gemm_nt` of a B whose N is contiguous.
 
@@ -83,7 +88,7 @@ def fp8_fp4_gemm_nn(
     A scale is laid out as its data is. The rest is as for `fp8_fp4_gemm_nt`. The kernel wants K contiguous, so XLA
     transposes `b` in a pass over it: keep weights as `fp8_fp4_gemm_nt` takes them.
     """
-    return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe)
+    return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe, config)
 
 
 def fp8_fp4_gemm_tn(
@@ -93,6 +98,7 @@ def fp8_fp4_gemm_tn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: Fp4GemmConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B (+ C)`: `fp8_fp4_gemm_nt` of an A whose M and a B whose N are contiguous.
 
@@ -102,7 +108,7 @@ def fp8_fp4_gemm_tn(
     A scale is laid out as its data is. The rest is as for `fp8_fp4_gemm_nt`. The kernel wants K contiguous, so XLA
     transposes both in passes over them.
     """
-    return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe)
+    return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe, config)
 
 
 def fp8_fp4_gemm_tt(
@@ -112,6 +118,7 @@ def fp8_fp4_gemm_tt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: Fp4GemmConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B.T (+ C)`: `fp8_fp4_gemm_nt` of an A whose M is contiguous.
 
@@ -121,7 +128,7 @@ def fp8_fp4_gemm_tt(
     A scale is laid out as its data is. The rest is as for `fp8_fp4_gemm_nt`. The kernel wants K contiguous, so XLA
     transposes `a`, or has whatever computes it in the same jit write it so.
     """
-    return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe)
+    return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe, config)
 
 
 def _gemm(
@@ -131,12 +138,14 @@ def _gemm(
     c: jax.Array | None,
     out_dtype: DTypeLike,
     recipe: Recipe | None,
+    config: Fp4GemmConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
     recipe = RECIPES[0] if recipe is None else recipe
     if recipe not in RECIPES:
         checks.fail(ValueError, "recipe", f"{' or '.join(map(str, RECIPES))} or None", repr(recipe))
     dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
+    checks.config(config, CONFIGS, dtype.itemsize)
     a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
     weights = _weights(b, dims[1], recipe[1])
     m, k = _k_last(a.data.shape, dims[0])
@@ -154,7 +163,8 @@ def _gemm(
     if dims[1] not in _K_MAJOR:
         data, scale = unpacked(data).T, scale.T
     operands = [v if dims[0] in _K_MAJOR else v.T for v in a]
-    return _call(*operands, packed(data), _aligned_rows(scale, k, recipe), *added, out_dtype=dtype, recipe=recipe)[0]
+    operands += [packed(data), _aligned_rows(scale, k, recipe), *added]
+    return _call(*operands, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 
 def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
@@ -190,7 +200,9 @@ def _aligned_rows(scale: jax.Array, k: int, recipe: Recipe) -> jax.Array:
 # The operands of the primitive: a's data and scale, b's data packed and its scale padded, and c if there is one.
 
 
-def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe) -> list[jax.ShapeDtypeStruct]:
+def _abstract_eval(
+    avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe, config: Fp4GemmConfig | None
+) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((avals[0].shape[0], avals[2].shape[0]), out_dtype)]
 
 
@@ -202,6 +214,7 @@ def _reference(
     *c: jax.Array,
     out_dtype: jnp.dtype,
     recipe: Recipe,
+    config: Fp4GemmConfig | None,
 ) -> list[jax.Array]:
     gran_k = recipe[1][1]
     if b_scale.dtype == jnp.uint8:
@@ -259,6 +272,8 @@ _call: Any = make(
         abstract_eval=_abstract_eval,
         reference=_reference,
         plan=plan,
+        configs=CONFIGS,
+        ranked=ranked,
         operand_layouts=_operand_layouts,
         aliases=_aliases,
         factors=_factors,

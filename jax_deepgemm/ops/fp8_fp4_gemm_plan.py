@@ -17,7 +17,7 @@ from jax_deepgemm.heuristics.fp4_config import (
 )
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
-from jax_deepgemm.ops.fp8_gemm_plan import MAX_EXTENT, Shaped, grid_size
+from jax_deepgemm.ops.fp8_gemm_plan import Shaped, grid_size, problem_of
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
@@ -31,14 +31,31 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b packed, b_scale[, c]), or None where no kernel takes the problem."""
-    (m, k), (n, _) = avals[0].shape, avals[2].shape
-    if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT or k % 32:
+    problem = _problem(avals, out_avals, params, target, config)
+    if problem is None:
         return None
-    out_bytes = np.dtype(out_avals[0].dtype).itemsize
-    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    scales = scale_kind(avals[3].dtype, params["recipe"])
-    chosen = sm90_fp4.fp8_fp4_gemm(m, n, k, scales, out_bytes, num_sms, target.smem_bytes)
-    return launch(chosen, m, n, k, scales, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
+    chosen = params.get("config") or sm90_fp4.fp8_fp4_gemm(*problem)
+    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> list[Fp4GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    return [] if problem is None else sm90_fp4.ranked(*problem)
+
+
+def _problem(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> tuple[int, int, int, Scales, int, int, int] | None:
+    """All that the heuristics ask for, or None where no kernel takes it."""
+    sizes = problem_of(avals, out_avals, target, config)
+    if sizes is None or sizes[2] % 32:
+        return None
+    m, n, k, *rest = sizes
+    out_bytes, num_sms, smem_bytes = rest
+    return m, n, k, scale_kind(avals[3].dtype, params["recipe"]), out_bytes, num_sms, smem_bytes
 
 
 def scale_kind(dtype: Any, recipe: tuple[tuple[int, int], tuple[int, int]]) -> Scales:
