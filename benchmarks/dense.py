@@ -73,8 +73,12 @@ def dequantised_weights(n: int, k: int) -> np.ndarray:
 
 def checker(case: Gemm, given: peers.Operands) -> Callable[[np.ndarray], str | None]:
     """Tells what is wrong with a result, if anything. A few rows are compared in full, all by a random projection."""
-    b = dequantised_weights(case.n, case.k)
     a = np.asarray(given.a).astype(np.float32) * np.repeat(np.asarray(given.a_scale), 128, axis=1)[:, : case.k]
+    return product_checker(case, a, dequantised_weights(case.n, case.k))
+
+
+def product_checker(case: Gemm, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], str | None]:
+    """`checker` of `a @ b.T`, float32 [M, K] and [N, K]."""
     rows = np.unique(np.linspace(0, case.m - 1, FULL_ROWS).astype(int))
     expected = a[rows] @ b.T
     signs = np.random.default_rng(case.n).choice(np.asarray([-1, 1], np.float32), case.n)

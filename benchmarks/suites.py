@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import dense
+from benchmarks import bf16, cast, dense
 from benchmarks.suite import Suite
 
-SUITES: dict[str, Suite] = {"dense": dense.SUITE}
+SUITES: dict[str, Suite] = {"dense": dense.SUITE, "bf16": bf16.SUITE, "cast": cast.SUITE}

@@ -7,7 +7,12 @@ from jax_deepgemm.config import set_cache_folder as set_cache_folder
 from jax_deepgemm.config import set_num_sms as set_num_sms
 from jax_deepgemm.config import set_pdl as set_pdl
 from jax_deepgemm.config import set_target as set_target
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig as Bf16GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig as GemmConfig
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nn as bf16_gemm_nn
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nt as bf16_gemm_nt
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_tn as bf16_gemm_tn
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_tt as bf16_gemm_tt
 from jax_deepgemm.ops.casting import cast_back_from_fp8 as cast_back_from_fp8
 from jax_deepgemm.ops.casting import per_block_cast_to_fp8 as per_block_cast_to_fp8
 from jax_deepgemm.ops.casting import per_channel_cast_to_fp8 as per_channel_cast_to_fp8

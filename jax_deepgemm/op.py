@@ -36,7 +36,10 @@ class Op:
     factors: `(avals, params)` -> how dimensions belong together, for sharding and batching. None: not described.
     reduce: `(call, axes, operands, params)` -> results, where a summed factor is sharded over the mesh `axes`;
         `call(*operands, **params)` is the operation on this device's shards.
-    gradient: what to say to those who differentiate it.
+    jvp: `(call, primals, tangents, params)` -> (results, their tangents); a tangent may be `ad.Zero`. Together with
+        `transpose`: `(call, cotangents, operands, params)` -> those of the operands, None where one is not
+        `ad.UndefinedPrimal`. `call` is as in `reduce`. None: it cannot be differentiated.
+    gradient: what to say to those who differentiate it, without `jvp`.
     """
 
     name: str
@@ -50,4 +53,6 @@ class Op:
     aliases: Callable[[Avals, Params], Mapping[int, int]] | None = None
     factors: Callable[[Avals, Params], Factors] | None = None
     reduce: Callable[..., Sequence[jax.Array]] | None = None
+    jvp: Callable[..., tuple[Sequence[jax.Array], Sequence[Any]]] | None = None
+    transpose: Callable[..., Sequence[Any]] | None = None
     gradient: str = "it has no derivative rule"

@@ -83,6 +83,9 @@ def text() -> str:
 
 
 if __name__ == "__main__":
+    from tests import golden_bf16
+
     FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text())
-    print(f"wrote {FILE}")
+    for file, content in ((FILE, text()), (golden_bf16.FILE, golden_bf16.text())):
+        file.write_text(content)
+        print(f"wrote {file}")

@@ -12,10 +12,10 @@ struct Fragment {
     u32 row, column;
 };
 
-template <class Config>
+template <class Config, class Operands = ScaledFp8<Config>>
 struct GemmEpilogue {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     using Out = typename Config::Out;
     using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
@@ -46,7 +46,6 @@ struct GemmEpilogue {
                                                         u32 group, u32 warp, u32 lane, u32 m, u32 n) {
         constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
         constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
-        static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
         static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
         static_assert(Columns::fits(kAtom), "a box of columns stays together in D");
         u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
@@ -57,7 +56,9 @@ struct GemmEpilogue {
 #pragma unroll
             for (u32 j = 0; j < kAtoms; ++j) {
                 u8* const atom = staging + (w * kAtoms + j) % kBuffers * Layout::kAtomBytes;
-                tma_store_wait_read<kBuffers - 1>();  // of the lane that stores: the others have none
+                // Of the lane that stores: the others have none. Every tile begins with the first buffer.
+                if (kWaves * kAtoms % kBuffers != 0 && w == 0 && j == 0) tma_store_wait_read<0>();
+                tma_store_wait_read<kBuffers - 1>();
                 __syncwarp();
 #pragma unroll
                 for (u32 within = 0; within < kAtom; within += 16) {
@@ -105,7 +106,8 @@ struct GemmEpilogue {
         float* const partial = reinterpret_cast<float*>(shared.epilogue());
         // Peers may still read the partial tile of the iteration before.
         if constexpr (kSplitK > 1) shared.partials_read().wait(phase ^ 1);
-        if constexpr (kSplitK == 1) named_barrier_sync(1, kMathThreads);
+        // Or this CTA's other warps the tile before, or the tiles that lay here.
+        if constexpr (kSplitK == 1 || Operands::kPartialsInRing) named_barrier_sync(1, kMathThreads);
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
             const u32 row = (w * kGroups + group) * 64 + at.row;
@@ -131,6 +133,7 @@ struct GemmEpilogue {
         add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads, Columns>(
             partial, d, c, m0, n0, m, n, rank, thread);
         if constexpr (kSplitK > 1) {
+            if constexpr (Operands::kPartialsInRing) fence_async_proxy();  // TMA writes here next
             named_barrier_sync(1, kMathThreads);
             if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 
 from jax_deepgemm import _native
-from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics import sm90, sm90_bf16
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 _CALL = f'custom_call_target="{_native.TARGET}"'
@@ -22,6 +24,10 @@ def forced(config: GemmConfig | None) -> Iterator[None]:
     """Every GEMM that is lowered in the block takes this configuration; None leaves the choice to the heuristics."""
     if config is None:
         yield
+        return
+    if isinstance(config, Bf16GemmConfig):
+        with mock.patch.object(sm90_bf16, "bf16_gemm", lambda layout, *_: dataclasses.replace(config, layout=layout)):
+            yield
         return
     with mock.patch.object(sm90, "fp8_gemm", lambda *_: config):
         yield

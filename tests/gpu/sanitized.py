@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
 from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
+from tests.bf16 import GEMMS
+from tests.gpu import bf16_problems, casts
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 
@@ -25,16 +29,25 @@ CASES = (
     (GemmConfig(128, 24, swap=True), 2),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2),
+    (Bf16GemmConfig(128, 48, stage_blocks=2), 2),
+    (Bf16GemmConfig(192, 176, layout="nn"), 2),
+    (Bf16GemmConfig(128, 112, layout="tn", cluster_rows=2), 2),
+    (Bf16GemmConfig(64, 48, layout="tt", split_k=3), 3),
+    (Bf16GemmConfig(64, 24, layout="nn", swap=True, split_k=2), 2),
 )
 
 
 def main() -> None:
-    p = problem(77, 264, 656)
-    c = p.c(jnp.float32)
     for config, num_sms in CASES:
+        gemm: Any = fp8_gemm_nt
+        if isinstance(config, Bf16GemmConfig):
+            gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
+        else:
+            p = problem(77, 264, 656)
+        c = p.c(jnp.float32)
         with set_target(TARGET), set_num_sms(num_sms):
             run = native(
-                lambda a, b, c: (fp8_gemm_nt(a, b), fp8_gemm_nt(a, b, c=c, out_dtype=jnp.float32)),
+                lambda a, b, c, gemm=gemm: (gemm(a, b), gemm(a, b, c=c, out_dtype=jnp.float32)),
                 p.a,
                 p.b,
                 c,
@@ -45,6 +58,9 @@ def main() -> None:
         p.check(narrow)
         p.check(wide, c)
         print(config, "is right", flush=True)
+    for block in casts.BLOCKS:
+        casts.check(casts.values((130, 140), jnp.bfloat16), [block])
+        print(block, "is right", flush=True)
 
 
 if __name__ == "__main__":
