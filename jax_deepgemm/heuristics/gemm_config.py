@@ -109,8 +109,8 @@ class GemmConfig:
         return [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
 
     def stage_bytes(self) -> int:
-        """Of a stage: its tiles, their scales, two barriers."""
-        return self.stage_blocks * self.block_bytes() + 16
+        """Of a stage: its tiles, their scales, three barriers."""
+        return self.stage_blocks * self.block_bytes() + 24
 
     def block_bytes(self) -> int:
         """Of a block of K: its tiles and their scales."""
