@@ -90,6 +90,7 @@ def launch(
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kEager", tile.eager),
+        ("kReadBOnce", m <= tile.tile_m),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
