@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-LENGTHS = (20, 40)
+LENGTH = 20
 M = 64
 WEIGHTS = ((3584, 4096), (2048, 7168))  # (N, K), in turn; as many bytes as 7168 x 2048
 CALLS = 50  # in flight together, where the GPU is what is measured

@@ -81,7 +81,7 @@ def config(value: Any, kinds: Sequence[type], out_bytes: int) -> None:
     """Checks what a caller gives as the configuration of a kernel: of one of `kinds`, and of a size that a GPU has."""
     if value is None:
         return
-    if not isinstance(value, tuple(kinds)):
+    if type(value) not in kinds:  # one family's may be a subclass of another's
         fail(TypeError, "config", f"a {' or '.join(kind.__name__ for kind in kinds)} or None", value)
     if value.stages(out_bytes, MAX_SHARED_MEMORY) < 2:
         wanted = f"of tiles that fit into {MAX_SHARED_MEMORY} bytes of shared memory twice"

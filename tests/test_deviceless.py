@@ -16,9 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import (
+    cast_back_from_fp8,
     fp8_gemm_nt,
     fp8_gemm_tn,
     fp8_gemm_tt,
+    fp8_linear,
     per_block_cast_to_fp8,
     per_channel_cast_to_fp8,
     per_token_cast_to_fp8,
@@ -245,3 +247,22 @@ def test_several_blackwells_gather_nothing_either() -> None:
     program = jax.jit(fp8_gemm_nt).lower(placed(A, mesh, P("x")), placed(B, mesh, P())).compile().as_text()
     assert "jax_deepgemm.launch" not in program
     assert "all-gather" not in program
+
+
+@pytest.mark.parametrize("gpu", ["h100", "b200"])
+def test_roundings_to_fp8_stay_in_the_program(gpu: str) -> None:
+    """XLA for GPUs would drop a cast that is undone in the same jit."""
+
+    def there_and_back(x: jax.Array) -> jax.Array:
+        return cast_back_from_fp8(per_token_cast_to_fp8(x))
+
+    def step(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(fp8_linear, x, w)
+        return y, *pull(dy)
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((M, K), (N, K), (M, N))]
+    for function, args in ((there_and_back, arrays[:1]), (step, arrays)):
+        program = compiled(function, *args, gpu=gpu)
+        # Where nothing is cast by a kernel of ours, every operand is by XLA.
+        casts = len(re.findall(r"= f8e4m3fn\S* convert\(", program)) + program.count(LAUNCH)
+        assert casts >= (5 if function is step else 1)

@@ -13,8 +13,10 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+import jax_deepgemm
 from jax_deepgemm import (
     H100,
+    Bf16GemmConfig,
     GemmConfig,
     cache,
     compile,
@@ -92,10 +94,31 @@ def test_config_under_vmap_and_shard_map():
     assert_close(mapped(A, B), oracle(A, B))
 
 
+BF16 = {name: getattr(jax_deepgemm, f"bf16_gemm_{name}") for name in ("nt", "nn", "tn", "tt")}
+
+
+@pytest.mark.parametrize("layout", BF16)
+def test_bf16(layout, measuring):
+    a, b = laid_out(layout, jnp.ones((64, 256), jnp.bfloat16), jnp.ones((384, 256), jnp.bfloat16))
+    config = Bf16GemmConfig(64, 64, stage_blocks=2, layout=layout)
+    assert rows_and_columns(lambda a, b: BF16[layout](a, b, config=config), a, b) == tiles(config)
+    other = "nt" if layout == "nn" else "nn"
+    with pytest.raises(ValueError, match=f"`config` must be of layout {other}, got Bf16GemmConfig"):
+        BF16[other](jnp.ones((256, 256), a.dtype), jnp.ones((256, 256), a.dtype), config=config)
+    with pytest.raises(TypeError, match="`config` must be a Bf16GemmConfig or None, got GemmConfig"):
+        BF16[layout](a, b, config=OTHER)
+    (found,) = tune(BF16[layout], a, b)
+    assert found.config.layout == layout and rows_and_columns(BF16[layout], a, b) == tiles(found.config)
+    # The gradients are GEMMs of other layouts, with a choice of their own.
+    gradients = jax.grad(lambda a, b: BF16[layout](a, b, config=config, out_dtype=jnp.float32).sum(), (0, 1))
+    assert len(rows_and_columns(gradients, a, b)) >= 2 and len(tune(gradients, a, b)) == 2
+
+
 @pytest.mark.parametrize(
     "bad, error, message",
     [
         ((64, 48), TypeError, "`config` must be a GemmConfig or None, got tuple"),
+        (Bf16GemmConfig(64, 48), TypeError, "`config` must be a GemmConfig or None, got Bf16GemmConfig"),
         (GemmConfig(128, 192, stage_blocks=1), None, ""),
         (
             GemmConfig(256, 48, stage_blocks=4),

@@ -39,20 +39,25 @@ struct Fp8Gemm {
     // ---- producer -------------------------------------------------------------------------------------------------
 
     // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
-    template <u32 kExtent, u32 kShare>
+    template <u32 kExtent, u32 kShare, bool kOnce>
     static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
-                                                     u32 rank) {
-        if constexpr (kShare == 1) {
-            tma_load_2d(to, map, full, k, at);
-        } else {
+                                                     u32 rank, u64 policy) {
+        if constexpr (kShare > 1) {
             constexpr u32 kPart = kExtent / kShare;
             tma_load_2d_multicast(to + rank * kPart * kBlockK, map, full, k, at + rank * kPart, (1u << kShare) - 1);
+        } else if constexpr (kOnce) {
+            tma_load_2d(to, map, full, k, at, policy);
+        } else {
+            tma_load_2d(to, map, full, k, at);
         }
     }
 
     // Run by one thread.
     static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
                                                          const TensorMap& columns_map, u32 m, u32 n, u32 k) {
+        constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
+        constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        const u64 policy = l2_evict_first();
         const Walk walk(m, n, k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
@@ -66,10 +71,10 @@ struct Fp8Gemm {
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     const u32 at_k = (walk.k_begin + i + j) * kBlockK;
-                    load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
-                                                                      corner.row, walk.rank);
-                    load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
-                                                                      at_k, corner.column, walk.rank);
+                    load_tile<Config::kRows, Config::kClusterColumns, kRowsOnce>(
+                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
+                    load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
+                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
                 }
             }
         }
@@ -92,7 +97,7 @@ struct Fp8Gemm {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) source.copy_next(shared.scales_a(first + j));
-                shared.full(pipe.stage).arrive_after_async_copies();
+                shared.scales_full(pipe.stage).arrive_after_async_copies();
             }
         }
         async_copy_wait_all();
@@ -130,9 +135,10 @@ struct Fp8Gemm {
     }
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount, class Release>
+    template <u32 kCount, class Wait, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
-                                                u32 row, Fragment at, u32 shift, Release release_stage) {
+                                                u32 row, Fragment at, u32 shift, Wait wait_scales,
+                                                Release release_stage) {
         float product[kCount][kAccumulators];
         typename Scaling::Scales scales[kCount];
         wait_turn(group);
@@ -143,6 +149,7 @@ struct Fp8Gemm {
         for (u32 j = 0; j < kCount; ++j)
             multiply(product[j], shared.rows(block + j) + row * kBlockK, shared.columns(block + j));
         pass_turn(group);
+        wait_scales();
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
         unrolled<kCount>([&](auto j) {
@@ -178,15 +185,19 @@ struct Fp8Gemm {
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;
+                    const auto wait_scales = [&] {
+                        if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
+                    };
                     const auto release_stage = [&] {
                         if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
                     if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, release_stage);
+                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales,
+                                           release_stage);
                     } else {
 #pragma unroll 1
                         for (u32 j = 0; j < count; ++j)
-                            step<1>(shared, sum[w], first + j, group, row, at, shift, [] {});
+                            step<1>(shared, sum[w], first + j, group, row, at, shift, wait_scales, [] {});
                         release_stage();
                     }
                 }
@@ -221,7 +232,8 @@ struct Fp8Gemm {
         if (warp == kMathWarps) {
             const u32 lane = threadIdx.x % 32;
             if (lane < Config::kStages) {
-                shared.full(lane).init(1 + 32);  // the expected bytes, and each lane's scales
+                shared.full(lane).init(1);
+                shared.scales_full(lane).init(32);
                 shared.empty(lane).init(kMathWarps * kCluster);
             }
             if (lane == 0) {

@@ -85,4 +85,6 @@ struct SharedMemory {
     __device__ __forceinline__ Barrier& empty(u32 s) const { return barriers()[Config::kStages + s]; }
     __device__ __forceinline__ Barrier& partials_ready() const { return barriers()[2 * Config::kStages]; }
     __device__ __forceinline__ Barrier& partials_read() const { return barriers()[2 * Config::kStages + 1]; }
+    // Scales that come by other means than TMA have barriers of their own.
+    __device__ __forceinline__ Barrier& scales_full(u32 s) const { return barriers()[2 * Config::kStages + 2 + s]; }
 };

@@ -38,31 +38,34 @@ struct Sm90Bf16Gemm {
 
     // ---- producer -------------------------------------------------------------------------------------------------
 
-    template <u32 kShare>
-    static __device__ __forceinline__ void load_box(u8* to, const TensorMap& map, Barrier& full, u32 x, u32 y) {
-        if constexpr (kShare == 1) {
-            tma_load_2d(to, map, full, x, y);
-        } else {
+    template <u32 kShare, bool kOnce>
+    static __device__ __forceinline__ void load_box(u8* to, const TensorMap& map, Barrier& full, u32 x, u32 y,
+                                                    u64 policy) {
+        if constexpr (kShare > 1) {
             tma_load_2d_multicast(to, map, full, x, y, (1u << kShare) - 1);
+        } else if constexpr (kOnce) {
+            tma_load_2d(to, map, full, x, y, policy);
+        } else {
+            tma_load_2d(to, map, full, x, y);
         }
     }
 
     // Loads kTile rows of 128 bytes of one operand; with kShare > 1 each CTA of the cluster fetches its share of the rows
     // for all of them: of a slab, its share of K.
-    template <bool kMn, u32 kTile, u32 kShare>
+    template <bool kMn, u32 kTile, u32 kShare, bool kOnce>
     static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
-                                                     u32 rank) {
+                                                     u32 rank, u64 policy) {
         const u32 part = kShare > 1 ? rank : 0;
         if constexpr (kMn) {
             constexpr u32 kRows = kBlock / kShare;
 #pragma unroll
             for (u32 slab = 0; slab < kTile / kSlab; ++slab) {
-                load_box<kShare>(to + slab * kSlabBytes + part * kRows * kRowBytes, map, full, at + slab * kSlab,
-                                 k + part * kRows);
+                load_box<kShare, kOnce>(to + slab * kSlabBytes + part * kRows * kRowBytes, map, full,
+                                        at + slab * kSlab, k + part * kRows, policy);
             }
         } else {
             constexpr u32 kRows = kTile / kShare;
-            load_box<kShare>(to + part * kRows * kRowBytes, map, full, k, at + part * kRows);
+            load_box<kShare, kOnce>(to + part * kRows * kRowBytes, map, full, k, at + part * kRows, policy);
         }
     }
 
@@ -71,6 +74,9 @@ struct Sm90Bf16Gemm {
                                                    const TensorMap& columns_map, u32 m, u32 n, u32 k) {
         constexpr u32 kLoadedBytes =
             Layout::kBlockBytes - (Config::kRows - Config::kRowsLoaded) * kRowBytes;  // kMnRows: all are loaded
+        constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
+        constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        const u64 policy = l2_evict_first();
         const Walk walk(m, n, k);
         Pipeline pipe;
         u32 tile_phase = 0;
@@ -87,10 +93,10 @@ struct Sm90Bf16Gemm {
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     const u32 at_k = (walk.k_begin + i + j) * kBlock;
-                    load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns>(
-                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank);
-                    load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows>(
-                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank);
+                    load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns, kRowsOnce>(
+                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
+                    load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows, kColumnsOnce>(
+                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
                 }
             }
         }

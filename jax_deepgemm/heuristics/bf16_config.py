@@ -35,6 +35,8 @@ class Bf16GemmConfig(GemmConfig):
         ):
             raise ValueError(f"`rows_loaded` must be a multiple of 8 up to `rows`, and K contiguous, got {self}")
 
+    STAGE_BARRIERS = 2  # no scales
+
     @property
     def ENOUGH_STAGES(self) -> int:  # type: ignore[override]
         return self.least_stages

@@ -34,6 +34,7 @@ class GemmConfig:
     scale_n: int = SCALE_BLOCK  # rows of B under one scale, or 1: no choice, the recipe's
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
+    STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
     def __post_init__(self) -> None:
@@ -109,8 +110,8 @@ class GemmConfig:
         return [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
 
     def stage_bytes(self) -> int:
-        """Of a stage: its tiles, their scales, two barriers."""
-        return self.stage_blocks * self.block_bytes() + 16
+        """Of a stage: its tiles, their scales, its barriers."""
+        return self.stage_blocks * self.block_bytes() + 8 * self.STAGE_BARRIERS
 
     def block_bytes(self) -> int:
         """Of a block of K: its tiles and their scales."""

@@ -26,9 +26,14 @@ SPLIT_PEER_US = 0.07  # ... and for each CTA of the cluster
 @functools.lru_cache(maxsize=4096)
 def bf16_gemm(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> Bf16GemmConfig:
     """The configuration for D[m, n] of operands in `layout` on `num_sms` processors with `smem_bytes` a block."""
+    return ranked(layout, m, n, k, out_bytes, num_sms, smem_bytes)[0]
+
+
+def ranked(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[Bf16GemmConfig]:
+    """All candidates for that problem, the cheapest first; never none."""
     fitting = (c for c in candidates(layout, m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
     # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
-    return min(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms), -c.stage_blocks))
+    return sorted(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms), -c.stage_blocks))
 
 
 def candidates(layout: str, m: int, n: int, k: int, num_sms: int) -> Iterator[Bf16GemmConfig]:

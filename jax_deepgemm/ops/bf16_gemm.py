@@ -11,18 +11,25 @@ from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import bf16_gemm_gradient
-from jax_deepgemm.ops.bf16_gemm_plan import plan
+from jax_deepgemm.ops.bf16_gemm_plan import plan, ranked
 from jax_deepgemm.primitive import make
 
+CONFIGS = (Bf16GemmConfig,)
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _A = {"n": "M, K", "t": "K, M"}
 _B = {"t": "N, K", "n": "K, N"}
 
 
 def bf16_gemm_nt(
-    a: jax.Array, b: jax.Array, *, c: jax.Array | None = None, out_dtype: DTypeLike = jnp.bfloat16
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A @ B.T (+ C)` of bfloat16 matrices, accumulated in float32.
 
@@ -30,6 +37,8 @@ def bf16_gemm_nt(
     b: bfloat16 [N, K].
     c: `out_dtype` [M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.
     out_dtype: bfloat16 or float32.
+    config: the kernel's tiles, of this layout, instead of what `tune` found or the heuristics choose. Only a kernel
+        heeds it, and no gradient.
 
     Sizes may be zero. A row of each operand and of the result is a multiple of 16 bytes: here K is a multiple of 8,
     and N of 8, or of 4 for float32 out. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they
@@ -49,11 +58,16 @@ def bf16_gemm_nt(
     >>> bf16_gemm_nt(a, b).shape
     (4, 128)
     """
-    return _gemm("nt", a, b, c, out_dtype)
+    return _gemm("nt", a, b, c, out_dtype, config)
 
 
 def bf16_gemm_nn(
-    a: jax.Array, b: jax.Array, *, c: jax.Array | None = None, out_dtype: DTypeLike = jnp.bfloat16
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A @ B (+ C)`: as `bf16_gemm_nt`, of a B whose N is contiguous.
 
@@ -65,11 +79,16 @@ def bf16_gemm_nn(
     >>> bf16_gemm_nn(jnp.ones((4, 256), jnp.bfloat16), jnp.ones((256, 128), jnp.bfloat16)).shape
     (4, 128)
     """
-    return _gemm("nn", a, b, c, out_dtype)
+    return _gemm("nn", a, b, c, out_dtype, config)
 
 
 def bf16_gemm_tn(
-    a: jax.Array, b: jax.Array, *, c: jax.Array | None = None, out_dtype: DTypeLike = jnp.bfloat16
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B (+ C)`: as `bf16_gemm_nt`, of an A whose M and a B whose N are contiguous.
 
@@ -81,11 +100,16 @@ def bf16_gemm_tn(
     >>> bf16_gemm_tn(jnp.ones((5, 16), jnp.bfloat16), jnp.ones((5, 128), jnp.bfloat16)).shape
     (16, 128)
     """
-    return _gemm("tn", a, b, c, out_dtype)
+    return _gemm("tn", a, b, c, out_dtype, config)
 
 
 def bf16_gemm_tt(
-    a: jax.Array, b: jax.Array, *, c: jax.Array | None = None, out_dtype: DTypeLike = jnp.bfloat16
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    c: jax.Array | None = None,
+    out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B.T (+ C)`: as `bf16_gemm_nt`, of an A whose M is contiguous.
 
@@ -97,10 +121,17 @@ def bf16_gemm_tt(
     >>> bf16_gemm_tt(jnp.ones((256, 16), jnp.bfloat16), jnp.ones((128, 256), jnp.bfloat16)).shape
     (16, 128)
     """
-    return _gemm("tt", a, b, c, out_dtype)
+    return _gemm("tt", a, b, c, out_dtype, config)
 
 
-def _gemm(layout: str, a: jax.Array, b: jax.Array, c: jax.Array | None, out_dtype: DTypeLike) -> jax.Array:
+def _gemm(
+    layout: str,
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array | None,
+    out_dtype: DTypeLike,
+    config: Bf16GemmConfig | None,
+) -> jax.Array:
     dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
     of_a, of_b = _A[layout[0]], _B[layout[1]]
     a = checks.array("a", a, [jnp.bfloat16], of_a)
@@ -116,8 +147,11 @@ def _gemm(layout: str, a: jax.Array, b: jax.Array, c: jax.Array | None, out_dtyp
     if n * dtype.itemsize % 16:
         wanted = f"of shape ({of_b}) with N a multiple of {16 // dtype.itemsize} for {dtype} out"
         checks.fail(ValueError, "b", wanted, b)
+    checks.config(config, CONFIGS, dtype.itemsize)
+    if config is not None and config.layout != layout:
+        checks.fail(ValueError, "config", f"of layout {layout}", repr(config))
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
-    return _call(*_varying_alike(a, b, *added), layout=layout, out_dtype=dtype)[0]
+    return _call(*_varying_alike(a, b, *added), layout=layout, out_dtype=dtype, config=config)[0]
 
 
 def _varying_alike(*operands: jax.Array) -> list[jax.Array]:
@@ -133,12 +167,21 @@ def _varying_alike(*operands: jax.Array) -> list[jax.Array]:
 # The operands of the primitive: a, b, and c if there is one.
 
 
-def _abstract_eval(avals: Avals, *, layout: str, out_dtype: jnp.dtype) -> list[jax.ShapeDtypeStruct]:
+def _abstract_eval(
+    avals: Avals, *, layout: str, out_dtype: jnp.dtype, config: Bf16GemmConfig | None
+) -> list[jax.ShapeDtypeStruct]:
     m, n = avals[0].shape[layout[0] == "t"], avals[1].shape[layout[1] == "n"]
     return [jax.ShapeDtypeStruct((m, n), out_dtype)]
 
 
-def _reference(a: jax.Array, b: jax.Array, *c: jax.Array, layout: str, out_dtype: jnp.dtype) -> list[jax.Array]:
+def _reference(
+    a: jax.Array,
+    b: jax.Array,
+    *c: jax.Array,
+    layout: str,
+    out_dtype: jnp.dtype,
+    config: Bf16GemmConfig | None,
+) -> list[jax.Array]:
     product = jax.lax.dot_general(
         a,
         b,
@@ -180,6 +223,8 @@ _call: Any = make(
         abstract_eval=_abstract_eval,
         reference=_reference,
         plan=plan,
+        configs=CONFIGS,
+        ranked=ranked,
         aliases=_aliases,
         factors=_factors,
         reduce=_reduce,

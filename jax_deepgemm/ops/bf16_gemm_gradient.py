@@ -45,7 +45,8 @@ def transpose(
     for i, table in enumerate((_OF_A, _OF_B)):
         if linear[i]:
             layout, first, second = table[params["layout"]]
-            (found[i],) = call(known[first], known[second], layout=layout, out_dtype=jnp.dtype(jnp.bfloat16))
+            changed = {"layout": layout, "out_dtype": jnp.dtype(jnp.bfloat16), "config": None}
+            (found[i],) = call(known[first], known[second], **changed)
     if len(operands) == 3 and linear[2]:
         found[2] = d
     return found

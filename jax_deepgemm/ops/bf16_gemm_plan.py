@@ -21,6 +21,28 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, b[, c]), or None where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    if problem is None:
+        return None
+    chosen = params.get("config") or sm90_bf16.bf16_gemm(*problem)
+    return launch(chosen, *problem[1:], has_c=len(avals) > 2, pdl=config.pdl)
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> list[Bf16GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    return [] if problem is None else sm90_bf16.ranked(*problem)
+
+
+def _problem(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> tuple[str, int, int, int, int, int, int] | None:
+    """Layout, m, n, k, bytes of a result, processors and shared memory: all that the heuristics ask for.
+
+    None where no kernel takes them.
+    """
     layout: str = params["layout"]
     m, k = avals[0].shape if layout[0] == "n" else avals[0].shape[::-1]
     n = avals[1].shape[0 if layout[1] == "t" else 1]
@@ -29,9 +51,7 @@ def plan(
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
     if any(x.shape[1] % 8 for x in avals[:2]) or n * out_bytes % 16:
         return None  # a shard may be so: TMA takes rows of 16 bytes
-    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    chosen = sm90_bf16.bf16_gemm(layout, m, n, k, out_bytes, num_sms, target.smem_bytes)
-    return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 2, pdl=config.pdl)
+    return layout, m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
 def launch(
@@ -70,6 +90,7 @@ def launch(
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kEager", tile.eager),
+        ("kReadBOnce", m <= tile.tile_m),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )

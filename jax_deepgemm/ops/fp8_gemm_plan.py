@@ -93,6 +93,7 @@ def launch(
         ("kScaleN", tile.scale_n),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
+        ("kReadBOnce", m <= tile.tile_m),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
