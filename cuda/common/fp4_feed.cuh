@@ -80,9 +80,13 @@ struct Fp4Feed {
             const Task task(warp, i);
             if (task.block >= count) break;
             const u32 row = at.n0 + task.rows * kTaskRows, block = at.block + task.block;
-            if (lane == 0)
-                tma_load_2d(shared.packed((warp * kPackedStages + slot) * kTasks + i), weights, full,
-                            (walk.k_begin + block) * (kBlockK / 2), row);
+            u8* const to = shared.packed((warp * kPackedStages + slot) * kTasks + i);
+            const u32 at_k = (walk.k_begin + block) * (kBlockK / 2);
+            if constexpr (Config::kReadBOnce) {
+                if (lane == 0) tma_load_2d(to, weights, full, at_k, row, l2_evict_first());
+            } else {
+                if (lane == 0) tma_load_2d(to, weights, full, at_k, row);
+            }
             if (lane < kTaskRows) prefetch_l2(scales_of(row + lane, block));
         }
     }

@@ -44,6 +44,13 @@ class Fp4GemmConfig(GemmConfig):
         super().__post_init__()
         if self.multicast > 1:
             raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
+        if self.tile_scales and self.split_k > 1:
+            raise ValueError(f"`tile_scales` must be False where a cluster splits K, got {self}")
+        if self.feed_groups not in (1, 2):
+            raise ValueError(f"`feed_groups` must be 1 or 2, got {self.feed_groups}")
+        accumulators = self.columns // 2 * (self.waves + self.stage_blocks)
+        if self.feed_groups == 2 and self.math_groups == 1 and accumulators > 128:
+            raise ValueError(f"{self} keeps {accumulators} accumulators a thread, more than there are registers")
         if self.decoded_stages < 2:
             raise ValueError(f"`decoded_stages` must be at least 2, got {self.decoded_stages}")
         tasks = self.tile_n // self.task_rows * self.unit_blocks // TASK_BLOCKS

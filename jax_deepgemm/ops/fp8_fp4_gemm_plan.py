@@ -107,6 +107,7 @@ def launch(
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kTileScales", tile.tile_scales),
+        ("kReadBOnce", m <= tile.tile_m),
         ("kHasC", has_c),
         ("Scales", scales.name),
         ("Out", "bf16" if out_bytes == 2 else "float"),
