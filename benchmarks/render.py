@@ -26,8 +26,8 @@ def listing(result: dict[str, Any]) -> str:
     sizes = list(dict.fromkeys(name for row in rows for name in row["case"]))
     head = ["operation", *sizes, "us", "of the limit", *(f"{name} / ours" for name in peers)]
     text = [
-        f"On {result['gpu']} (driver {result['driver']}, JAX {result['jax']}, {result['date']}), kernel time. The limit is"
-        " the larger of operations over the measured peak and bytes over the measured copy rate:",
+        f"On {result['gpu']} (driver {result['driver']}, JAX {result['jax']}, {result['date']}), kernel time. The limit"
+        " is the larger of operations over the measured peak and bytes over the measured copy rate:",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",
