@@ -68,6 +68,7 @@ def test_empty(m, heads, k):
         ({"d": jnp.zeros((24, 1024), BF16)}, ValueError, r"`d` must be bfloat16 of shape \(24, 1280\), got"),
         ({"d": jnp.zeros((24, 1280))}, TypeError, r"`d` must be bfloat16 .*, got float32\[24,1280\]"),
         ({"b": operands(24, 1024, 512)[1]}, ValueError, r"`b` must be of shape \(N, 256\) with the K of `a`"),
+        ({"config": GemmConfig(64, 64, scale_n=1)}, ValueError, "`config` must be with scale_n=128"),
         ({"config": 3}, TypeError, "`config` must be a GemmConfig or None, got int"),
         ({"head_splits": (16, 8, 16), "b": operands(24, 64, 256)[1], "config": GemmConfig(128, 128)}, ValueError,
          "`config` must store boxes of columns that divide the left and right parts of a head, 16 and 16"),
