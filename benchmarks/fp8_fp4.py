@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks import dense, peers
 from benchmarks.peers import Peer, Prepared, jax_call
 from benchmarks.suite import Suite
@@ -51,11 +49,12 @@ def operands(case: Gemm) -> Operands:
     return Operands(fp8.a, fp8.a_scale, *weights(case.n, case.k), fp8)
 
 
-def checker(case: Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:
-    scale = np.asarray(given.b_scale).astype(np.float32)
-    b = np.asarray(given.b).astype(np.float32) * np.repeat(scale, 32, axis=1)[:, : case.k]
-    a = np.asarray(given.a).astype(np.float32) * np.repeat(np.asarray(given.a_scale), 128, axis=1)[:, : case.k]
-    return dense.product_checker(case, a, b)
+def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
+    import jax.numpy as jnp
+
+    scale = jnp.repeat(given.b_scale.astype(jnp.float32), 32, axis=1)[:, : case.k]
+    a = dense.dequantised(given.a, given.a_scale, 1)
+    return dense.product_checker(a, given.b.astype(jnp.float32) * scale)
 
 
 def ours(given: Operands) -> Prepared:
