@@ -9,6 +9,7 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store
 
 TASK_BLOCKS = 2  # of K, that a box of packed weights holds
 MAX_PACKED_STAGES = 16
+ENOUGH_PACKED_STAGES = 4  # beyond which shared memory serves the store better
 
 
 class Scales(NamedTuple):
@@ -79,20 +80,21 @@ class Fp4GemmConfig(GemmConfig):
         """The layout in a block of `smem_bytes`: what the decoded stages and the epilogue leave is packed stages."""
         decoded = self.decoded_stages * self._decoded_bytes(scales) + 16
         packed = self.unit_blocks * self.tile_n * BLOCK_K // 2 + 8 * self.feed_warps
-        for store in self._stores(out_bytes):
+
+        def with_store(store: Store) -> Fp4Layout:
             used = decoded + self._epilogue(store)
             stages = min(MAX_PACKED_STAGES, (smem_bytes - used) // packed)
-            if stages >= 4:
-                break
-        return Fp4Layout(stages, store, used + stages * packed)
+            return Fp4Layout(stages, store, used + stages * packed)
+
+        layouts = [with_store(store) for store in self._stores(out_bytes)]
+        return next((x for x in layouts if x.packed_stages >= ENOUGH_PACKED_STAGES), layouts[-1])
 
     def _decoded_bytes(self, scales: Scales) -> int:
         """Of a stage: its tiles, their scales, what tells of each task's rows, two barriers."""
         tiles = (self.rows + self.columns) * BLOCK_K
-        flags = self.tile_n // self.task_rows * 4
-        return (
-            self.stage_blocks * (tiles + _align(self.tile_m * 4) + scales.sets * self.tile_n * 4 + _align(flags)) + 16
-        )
+        scale_bytes = _align(self.tile_m * 4) + scales.sets * self.tile_n * 4
+        flags = _align(self.tile_n // self.task_rows * 4)
+        return self.stage_blocks * (tiles + scale_bytes + flags) + 16
 
     def _stores(self, out_bytes: int) -> list[Store]:
         """How a warp may stage its rows for the TMA store, the best first."""
