@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bf16, capture, chain, dense, environment, jit, render, results, roofline, suite, timing
+from benchmarks import bf16, capture, chain, dense, environment, fp8_fp4, jit, render, results, roofline, suite, timing
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
 from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm
@@ -275,6 +275,16 @@ def test_guard_refuses_wrong_results(small, wrong):
         lost = operands._replace(a_scale=operands.a_scale.at[:, 1].set(0))
         result = dense.SUITE.ours(lost).result()
     assert dense.checker(case, operands)(result) is not None
+
+
+def test_guard_of_fp4_weights():
+    case = Gemm(24, 192, 384)
+    operands = fp8_fp4.operands(case)
+    check = fp8_fp4.checker(case, operands)
+    assert check(fp8_fp4.SUITE.ours(operands).result()) is None
+    lost = operands._replace(b_scale=operands.b_scale.at[:, 1].set(2.0**-9))
+    assert check(fp8_fp4.SUITE.ours(lost).result()) is not None
+    assert fp8_fp4.SUITE.peers[0].prepare(operands).result().shape == (24, 192)
 
 
 def test_operands_are_real_and_repeatable(small):
