@@ -32,6 +32,7 @@ CONFIGS = (
     Fp4GemmConfig(256, 128, tile_scales=True),
     Fp4GemmConfig(64, 8, swap=True, stage_blocks=4, feed_groups=2),
     Fp4GemmConfig(64, 16, swap=True, stage_blocks=4),
+    Fp4GemmConfig(64, 16, swap=True, stage_blocks=4, tile_scales=True),
     Fp4GemmConfig(64, 24, swap=True, stage_blocks=4, split_k=2),
     Fp4GemmConfig(128, 16, swap=True, stage_blocks=2, split_k=3, feed_groups=2),
     Fp4GemmConfig(128, 64, swap=True, decoded_stages=2),
