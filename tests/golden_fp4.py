@@ -32,6 +32,7 @@ def launch(
     config: Config | None = None,
     use_ue8m0: bool = True,
     recipe: Any = BY_32,
+    tile: Fp4GemmConfig | None = None,
 ) -> Launch | None:
     """The plan of `fp8_fp4_gemm_nt` for a case."""
     m, n, k = case.m, case.n, case.k
@@ -43,7 +44,7 @@ def launch(
         Aval((n, k // 2), np.dtype("uint8")),
         Aval((n, scale_row_bytes(k, scale_kind(dtype, recipe)) // dtype.itemsize), dtype),
     ]
-    params = {"recipe": recipe, "config": None}
+    params = {"recipe": recipe, "config": tile}
     return plan(operands + [d] * has_c, [d], params, target, config or Config())
 
 

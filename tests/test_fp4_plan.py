@@ -79,6 +79,12 @@ def test_problems_without_a_launch(case: Gemm) -> None:
     assert golden.launch(case) is None
 
 
+def test_a_given_configuration_is_taken() -> None:
+    config = Fp4GemmConfig(128, 16, swap=True, stage_blocks=2, feed_groups=2)
+    launch = golden.launch(FP8_FP4[1], tile=config)
+    assert launch is not None and dict(launch.kernel.template)["kRows"] == 128 and launch.cluster == (1, 1, 1)
+
+
 def test_other_gpus_have_no_launch() -> None:
     assert golden.launch(FP8_FP4[0], target=Target("sm_100a", 148, H100.smem_bytes)) is None
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_deepgemm import Quantized, fp8_fp4_gemm_nn, fp8_fp4_gemm_nt, fp8_fp4_gemm_tt, per_token_cast_to_fp4
+from jax_deepgemm import GemmConfig, Quantized, fp8_fp4_gemm_nn, fp8_fp4_gemm_nt, fp8_fp4_gemm_tt, per_token_cast_to_fp4
 from tests.fp4 import BY_32, BY_128, GEMMS, KINDS, VALUES, in_bytes, operands, oracle, weights
 from tests.helpers import BOUNDS, assert_close, laid_out, relative_error
 
@@ -195,6 +195,11 @@ BAD = {
         lambda: fp8_fp4_gemm_tt((A.data.T, A.scale.T), B, c=jnp.zeros((136, 40), jnp.bfloat16)),
         ValueError,
         "`c` must be bfloat16 of shape (40, 136), got bfloat16[136,40]",
+    ),
+    "config of another kernel": (
+        lambda: fp8_fp4_gemm_nt(A, B, config=GemmConfig(128, 128)),
+        TypeError,
+        "`config` must be a Fp4GemmConfig or None, got GemmConfig",
     ),
     "out_dtype": (
         lambda: fp8_fp4_gemm_nt(A, B, out_dtype=jnp.float16),
