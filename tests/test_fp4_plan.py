@@ -73,7 +73,16 @@ def test_every_problem_has_a_launch(num_sms: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [*EMPTY, Gemm(8, 8, 16), Gemm(8, 8, 144), Gemm(2**31, 8, 32), Gemm(8, 2**31, 32)], ids=str
+    "case",
+    [
+        *EMPTY,
+        Gemm(8, 8, 16),
+        Gemm(8, 8, 144),
+        Gemm(16, 12, 128),  # a shard whose rows are no multiples of 16 bytes
+        Gemm(2**31, 8, 32),
+        Gemm(8, 2**31, 32),
+    ],
+    ids=str,
 )
 def test_problems_without_a_launch(case: Gemm) -> None:
     assert golden.launch(case) is None
