@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense
+from benchmarks import bf16, cast, dense, fp8_fp4
 from benchmarks.suite import Suite
 
-SUITES: dict[str, Suite] = {"dense": dense.SUITE, "bf16": bf16.SUITE, "cast": cast.SUITE}
+SUITES: dict[str, Suite] = {
+    "dense": dense.SUITE,
+    "bf16": bf16.SUITE,
+    "cast": cast.SUITE,
+    "fp8_fp4": fp8_fp4.SUITE,
+}

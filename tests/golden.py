@@ -83,9 +83,10 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    from tests import golden_bf16
+    from tests import golden_bf16, golden_fp4
 
     FILE.parent.mkdir(exist_ok=True)
-    for file, content in ((FILE, text()), (golden_bf16.FILE, golden_bf16.text())):
-        file.write_text(content)
-        print(f"wrote {file}")
+    FILE.write_text(text())
+    for module in (golden_bf16, golden_fp4):
+        module.FILE.write_text(module.text())
+    print(f"wrote {FILE.parent}")

@@ -120,6 +120,7 @@ def test_bf16(layout, measuring):
         ((64, 48), TypeError, "`config` must be a GemmConfig or None, got tuple"),
         (Bf16GemmConfig(64, 48), TypeError, "`config` must be a GemmConfig or None, got Bf16GemmConfig"),
         (GemmConfig(128, 192, stage_blocks=1), None, ""),
+        (GemmConfig(64, 48, scale_n=1), ValueError, "`config` must be with scale_n=128 for the recipe"),
         (
             GemmConfig(256, 48, stage_blocks=4),
             ValueError,

@@ -158,6 +158,8 @@ def _gemm(
         wanted = f"of shape ({dims[1]}) with N a multiple of {16 // dtype.itemsize} for {dtype} out"
         checks.fail(ValueError, "b", wanted, b.data)
     checks.config(config, CONFIGS, dtype.itemsize)
+    if config is not None and config.scale_n != recipe[1][0]:
+        checks.fail(ValueError, "config", f"with scale_n={recipe[1][0]} for the recipe {recipe}", repr(config))
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
     operands = [v if d in _K_MAJOR else v.T for x, d in zip((a, b), dims, strict=True) for v in x]
     return _call(*operands, *added, out_dtype=dtype, recipe=recipe, config=config)[0]
