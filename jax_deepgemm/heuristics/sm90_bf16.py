@@ -1,6 +1,8 @@
 """Tile configurations of the BF16 GEMM on Hopper: every candidate is priced by a model, the cheapest is taken.
 
-The model is that of `sm90.py`, without the promotion of FP8's products.
+The model is that of `sm90.py`, without the promotion of FP8's products. Its constants were fitted to some 350 measured
+(shape, configuration) pairs on an H100, for the choice that they lead to more than for the times: that is 0.7 % behind
+the best of those measured, on average.
 """
 
 from __future__ import annotations
