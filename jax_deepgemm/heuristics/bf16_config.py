@@ -57,7 +57,7 @@ class Bf16GemmConfig(GemmConfig):
         return 0 if self.split_k > 1 else super().epilogue_bytes(out_bytes, smem_bytes)
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
-        """None if the partial tile of a split K has no room in the ring, where it is left."""
+        """0 if the partial tile of a split K, which is left in the ring, has no room there."""
         stages = super().stages(out_bytes, smem_bytes)
         room = stages * self.stage_blocks * self.block_bytes()
         return 0 if self.split_k > 1 and super().epilogue_bytes(out_bytes, smem_bytes) > room else stages
