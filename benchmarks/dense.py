@@ -72,23 +72,35 @@ def dequantised_weights(n: int, k: int) -> np.ndarray:
 
 
 def checker(case: Gemm, given: peers.Operands) -> Callable[[np.ndarray], str | None]:
-    """Tells what is wrong with a result, if anything. A few rows are compared in full, all by a random projection."""
-    b = dequantised_weights(case.n, case.k)
-    a = np.asarray(given.a).astype(np.float32) * np.repeat(np.asarray(given.a_scale), 128, axis=1)[:, : case.k]
-    rows = np.unique(np.linspace(0, case.m - 1, FULL_ROWS).astype(int))
-    expected = a[rows] @ b.T
-    signs = np.random.default_rng(case.n).choice(np.asarray([-1, 1], np.float32), case.n)
-    projection = a @ (b.T @ signs)
+    """Tells what is wrong with a result, if anything."""
+    a = dequantised_rows(given.a, given.a_scale)
+    return product_checker(a, dequantised_weights(case.n, case.k))
+
+
+def dequantised_rows(data: Any, scale: Any) -> np.ndarray:
+    """float32, of a matrix with one scale for each (1, 128)."""
+    wide = np.repeat(np.asarray(scale), 128, axis=1)[:, : data.shape[1]]
+    return np.asarray(data).astype(np.float32) * wide
+
+
+def product_checker(a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -> Callable[[np.ndarray], str | None]:
+    """Compares with `a @ b.T (+ c)`: a few rows in full, all by a random projection."""
+    m, n = a.shape[0], b.shape[0]
+    rows = np.unique(np.linspace(0, m - 1, FULL_ROWS).astype(int))
+    signs = np.random.default_rng(n).choice(np.asarray([-1, 1], np.float32), n)
+    expected, projection = a[rows] @ b.T, a @ (b.T @ signs)
+    if c is not None:
+        expected, projection = expected + c[rows], projection + c @ signs
 
     def check(result: np.ndarray) -> str | None:
-        if result.shape != (case.m, case.n):
-            return f"the result is of shape {result.shape}, must be {(case.m, case.n)}"
+        if result.shape != (m, n):
+            return f"the result is of shape {result.shape}, must be {(m, n)}"
         if not np.isfinite(result).all():
             return f"{np.count_nonzero(~np.isfinite(result))} of {result.size} elements are not finite"
         error = relative(result[rows], expected)
         if not error < ERROR_BOUND:
             return f"error {error:.2e} in {len(rows)} rows, must be below {ERROR_BOUND:.0e}"
-        if len(rows) < case.m and not relative(result @ signs, projection) < PROJECTION_BOUND:
+        if len(rows) < m and not relative(result @ signs, projection) < PROJECTION_BOUND:
             return (
                 f"error {relative(result @ signs, projection):.2e} over all rows, must be below {PROJECTION_BOUND:.0e}"
             )

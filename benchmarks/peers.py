@@ -40,7 +40,7 @@ class Peer:
     this text, for a peer whose own launcher may add a layout kernel."""
 
     name: str
-    prepare: Callable[[Operands], Prepared]
+    prepare: Callable[[Any], Prepared]
     checked: bool = True
     kernel: str = ""
 

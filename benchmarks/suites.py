@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import dense
+from benchmarks import dense, dgrad, linear, wgrad
 from benchmarks.suite import Suite
 
-SUITES: dict[str, Suite] = {"dense": dense.SUITE}
+SUITES: dict[str, Suite] = {
+    "dense": dense.SUITE,
+    "dgrad": dgrad.SUITE,
+    "wgrad": wgrad.SUITE,
+    "linear": linear.SUITE,
+}
