@@ -30,7 +30,8 @@ template <class Config>
 struct Scales1d1d {
     using Layout = SharedLayout<Config>;
     using Shared = SharedMemory<Config>;
-    static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2, kBlocks = Config::kStageBlocks;
+    static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
+    static constexpr u32 kBlocks = Config::kAhead > 0 ? 2 : Config::kStageBlocks;
 
     // What is read, and multiplied, while the tensor cores work costs no time after them, but registers: the scale of
     // each accumulator, or else those of the columns, or else nothing.

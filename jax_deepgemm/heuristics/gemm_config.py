@@ -31,6 +31,8 @@ class GemmConfig:
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
+    ahead: int = 0
+    turns: bool = True
     scale_n: int = SCALE_BLOCK  # rows of B under one scale, or 1: no choice, the recipe's
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class GemmConfig:
             raise ValueError(f"a cluster either splits K or shares one operand, got {self}")
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
-        registers = self.columns // 2 * (self.waves + self.stage_blocks)
+        registers = self.columns // 2 * (self.waves + self.stage_blocks + (self.ahead > 0))
         if self.swap and self.scale_n > 1:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         if registers > (192 if self.math_groups > 1 else 224):

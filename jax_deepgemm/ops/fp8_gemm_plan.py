@@ -71,6 +71,8 @@ def launch(
         ("kClusterColumns", tile.cluster_columns),
         ("kGroup", tile.group),
         ("kScaleN", tile.scale_n),
+        ("kAhead", tile.ahead),
+        ("kTurns", tile.turns),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kHasC", has_c),

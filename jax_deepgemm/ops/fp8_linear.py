@@ -139,11 +139,12 @@ def _backward(dy: jax.Array, x: jax.Array, w: Quantized, types: _Types) -> tuple
     dx = fp8_gemm_nn(_lowered(per_token_cast_to_fp8(dy)), w, out_dtype=jnp.float32 if summed else types.x.dtype)
     if types.w is None:
         return _gradient(dx, types.x), None
+    summed = (_varying(dy) | _varying(x)) - types.w.manual_axis_type.varying
     dw = fp8_gemm_nt(
         _lowered(per_channel_cast_to_fp8(dy)),
         per_channel_cast_to_fp8(_padded(x)),
         recipe=_WGRAD_RECIPE,
-        out_dtype=jnp.float32,
+        out_dtype=jnp.float32 if summed else types.w.dtype,
     )
     return _gradient(dx, types.x), _gradient(dw, types.w)
 
