@@ -51,7 +51,8 @@ struct Fp8Gemm {
 
     // Run by one thread.
     static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
-                                                         const TensorMap& columns_map, u32 m, u32 n, u32 k) {
+                                                         const TensorMap& columns_map, const TensorMap& c_map, u32 m,
+                                                         u32 n, u32 k) {
         const Walk walk(m, n, k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
@@ -69,6 +70,18 @@ struct Fp8Gemm {
                                                                       corner.row, walk.rank);
                     load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
                                                                       at_k, corner.column, walk.rank);
+                }
+            }
+#pragma unroll 1
+            for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {
+                const u32 box = i * Layout::kCBoxesPerStage, count = min(Layout::kCBoxesPerStage, Layout::kCBoxes - box);
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                Barrier& full = shared.full(pipe.stage);
+                full.arrive_expect_bytes(count * Layout::kRowsBytes);
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j) {
+                    tma_load_2d(shared.c_box(pipe.stage, j), c_map, full,
+                                corner.column + (box + j) * Layout::kCBoxColumns, corner.row);
                 }
             }
         }
@@ -93,6 +106,11 @@ struct Fp8Gemm {
                 for (u32 j = 0; j < count; ++j) source.copy_next(shared.scales_a(first + j));
                 shared.full(pipe.stage).arrive_after_async_copies();
             }
+#pragma unroll 1
+            for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {  // they have none
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                shared.full(pipe.stage).arrive_after_async_copies();
+            }
         }
         async_copy_wait_all();
     }
@@ -114,6 +132,19 @@ struct Fp8Gemm {
         } else {
             if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
         }
+    }
+
+    static __device__ __forceinline__ void add_c(const Shared& shared, float (&sum)[kWaves][kAccumulators],
+                                                 Pipeline& pipe, u32 group, Fragment at, u32 lane) {
+        unrolled<Layout::kCStages>([&](auto stage) {
+            constexpr u32 kFirst = stage.value * Layout::kCBoxesPerStage, kLeft = Layout::kCBoxes - kFirst;
+            shared.full(pipe.stage).wait(pipe.phase);
+            unrolled<kLeft < Layout::kCBoxesPerStage ? kLeft : Layout::kCBoxesPerStage>([&](auto j) {
+                Epilogue::template add_c_box<kFirst + j.value>(sum, shared.c_box(pipe.stage, j.value), group, at);
+            });
+            release(shared, pipe.stage, lane);
+            pipe.advance();
+        });
     }
 
     // Two warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and
@@ -187,7 +218,7 @@ struct Fp8Gemm {
 
     static __device__ __forceinline__ void compute_ahead(const Shared& shared, const TensorMap& d_map, const Out* c,
                                                          u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        const u32 thread = threadIdx.x, group = __ballot_sync(0xffffffff, thread >= 128) ? 1 : 0, warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
@@ -204,6 +235,7 @@ struct Fp8Gemm {
                 run_of_blocks<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
 #pragma unroll 1
             for (; left > 0; --left) run_of_blocks<1>(shared, sum[0], pipe, group, at, shift, lane);
+            add_c(shared, sum, pipe, group, at, lane);
             Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
         }
         if (Config::kTurns && group == 0) wait_turn(group);
@@ -212,7 +244,7 @@ struct Fp8Gemm {
 
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
                                                    u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        const u32 thread = threadIdx.x, group = __ballot_sync(0xffffffff, thread >= 128) ? 1 : 0, warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
@@ -247,6 +279,7 @@ struct Fp8Gemm {
                     }
                 }
             }
+            add_c(shared, sum, pipe, group, at, lane);
             if constexpr (Layout::kStoreByTma) {
                 Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
@@ -261,7 +294,7 @@ struct Fp8Gemm {
     // ---- kernel ---------------------------------------------------------------------------------------------------
 
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
-                                               const TensorMap& d_map, const float* scales_a, const float* scales_b,
+                                               const TensorMap& c_map, const TensorMap& d_map, const float* scales_a, const float* scales_b,
                                                const Out* c, Out* d, u32 m, u32 n, u32 k) {
         extern __shared__ __align__(1024) u8 shared_memory[];
         const Shared shared{shared_memory};
@@ -282,6 +315,7 @@ struct Fp8Gemm {
                 }
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);
+                if constexpr (Layout::kCByRing) tma_prefetch_descriptor(c_map);
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
             fence_barrier_init();
@@ -298,7 +332,7 @@ struct Fp8Gemm {
         // than the producer gives back would wait for ever.
         if (warp >= kMathWarps) {
             if constexpr (kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
-            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, m, n, k);
+            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();

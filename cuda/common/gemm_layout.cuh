@@ -15,8 +15,11 @@ struct SharedLayout {
     static constexpr bool kStoreByTma = !Config::kSwap && Config::kSplitK == 1;
     static constexpr u32 kOutBytes = sizeof(typename Config::Out);
 
+    // With a scale for each row of B: those of columns 8 j + 2 q + 0, 1 lie together for each q, so that a thread reads
+    // four of its own at once, and the four q in different banks.
+    static constexpr u32 kScalesPitch = align_up(kColumns / 4 - 4, 8) + 4;
     // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB = Config::kScaleN == 1        ? kTileN
+    static constexpr u32 kScalesB = Config::kScaleN == 1        ? 4 * kScalesPitch
                                     : kScaleBlock % kTileN == 0 ? 1
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;
@@ -26,6 +29,12 @@ struct SharedLayout {
     static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
     static constexpr u32 kScalesBytes = align_up((kTileM + kScalesB) * 4, 16);  // of a block: A's, then B's
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
+
+    // C comes through the ring of tiles behind the blocks of K, in boxes of all rows and 128 bytes of columns.
+    static constexpr bool kCByRing = Config::kHasC && kStoreByTma && kColumns * kOutBytes % 128 == 0;
+    static constexpr u32 kCBoxColumns = 128 / kOutBytes, kCBoxes = kColumns / kCBoxColumns;
+    static constexpr u32 kCBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
+    static constexpr u32 kCStages = kCByRing ? ceil_div(kCBoxes, kCBoxesPerStage) : 0;
 
     // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.
     static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
@@ -48,6 +57,9 @@ struct SharedMemory {
     u8* base;
     __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
     __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
+    __device__ __forceinline__ u8* c_box(u32 stage, u32 box) const {
+        return rows(stage * Config::kStageBlocks) + box * Layout::kRowsBytes;
+    }
     __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
     __device__ __forceinline__ float* scales_a(u32 block) const {
         return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);

@@ -31,13 +31,6 @@ __device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* f
                  : "memory");
 }
 
-// Adds the box to what is there, each element by an atomic operation of the L2 cache: nothing is read or waited for here.
-__device__ __forceinline__ void tma_reduce_add_2d(const TensorMap& map, const void* from, int x, int y) {
-    asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
-                 "r"(shared_address(from)), "r"(x), "r"(y)
-                 : "memory");
-}
-
 __device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // Waits until at most kPending of this thread's store groups still read shared memory.

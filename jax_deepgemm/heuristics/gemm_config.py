@@ -99,7 +99,8 @@ class GemmConfig:
 
     def stage_bytes(self) -> int:
         """Of a stage: its tiles, their scales, two barriers."""
-        scales = self.tile_m + (self.tile_n if self.scale_n == 1 else 4)
+        pitch = _align(self.columns // 4 - 4, 8) + 4
+        scales = self.tile_m + (4 * pitch if self.scale_n == 1 else 4)
         block = (self.rows + self.columns) * BLOCK_K + _align(scales * 4, 16)
         return self.stage_blocks * block + 16
 

@@ -86,14 +86,12 @@ def launch(
     def operand(buffer: int, box: int) -> TensorMap:
         return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
 
-    d_map = TensorMap(
-        d,
-        "bfloat16" if out_bytes == 2 else "float32",
-        (n, m),
-        (n * out_bytes,),
-        (store.atom_bytes // out_bytes, 16),
-        swizzle=store.atom_bytes,
-    )
+    def output(buffer: int, box: tuple[int, int], swizzle: int) -> TensorMap:
+        dtype = "bfloat16" if out_bytes == 2 else "float32"
+        return TensorMap(buffer, dtype, (n, m), (n * out_bytes,), box, swizzle=swizzle)
+
+    d_map = output(d, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
+    c_map = output(c, (128 // out_bytes, tile.rows), 128) if has_c and not tile.swap else d_map
     return Launch(
         kernel=Kernel("sm90_fp8_gemm_1d1d" if tile.scale_n == 1 else "sm90_fp8_gemm_1d2d", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
@@ -104,6 +102,7 @@ def launch(
         arguments=(
             operand(rows, tile.rows // tile.cluster_columns),
             operand(columns, tile.columns // tile.cluster_rows),
+            c_map,
             d_map,
             Pointer(a_scale),
             Pointer(b_scale),
