@@ -19,6 +19,9 @@
 #include "common/wgmma.cuh"
 
 template <class Config, class Scaling>
+struct Fp8Runs;  // fp8_runs.cuh
+
+template <class Config, class Scaling>
 struct Fp8Gemm {
     using Layout = SharedLayout<Config>;
     using Shared = SharedMemory<Config>;
@@ -125,6 +128,12 @@ struct Fp8Gemm {
         wgmma_commit();
     }
 
+    // By a vote, so that the compiler knows it to be the same for all of a warp: what depends on it, such as the operands'
+    // descriptors, then stays in uniform registers.
+    static __device__ __forceinline__ u32 math_group() {
+        return __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
+    }
+
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
         __syncwarp();
         if constexpr (kCluster == 1) {
@@ -184,67 +193,9 @@ struct Fp8Gemm {
         });
     }
 
-    // kCount blocks of K, a stage each: while one is promoted, the product of the next is under way. Straight code:
-    // ptxas follows products under way through branches, but not around a loop.
-    template <u32 kCount>
-    static __device__ __forceinline__ void run_of_blocks(const Shared& shared, float (&sum)[kAccumulators],
-                                                         Pipeline& pipe, u32 group, Fragment at, u32 shift, u32 lane) {
-        const u32 row = group * 64;
-        float product[2][kAccumulators];
-        Pipeline ahead = pipe;
-        const auto issue = [&](float (&to)[kAccumulators]) {
-            shared.full(ahead.stage).wait(ahead.phase);
-            wgmma_pin(to);
-            wgmma_fence();
-            multiply(to, shared.rows(ahead.stage) + row * kBlockK, shared.columns(ahead.stage));
-            ahead.advance();
-        };
-        if (Config::kTurns) wait_turn(group);
-        issue(product[0]);
-        unrolled<kCount>([&](auto j) {
-            constexpr u32 i = j.value;
-            if constexpr (i + 1 < kCount) issue(product[(i + 1) % 2]);
-            if (Config::kTurns && i == 0) pass_turn(group);
-            typename Scaling::Scales scales;
-            scales.read(shared, pipe.stage, row + at.row, at.column);
-            wgmma_wait<(i + 1 < kCount ? 1 : 0)>();
-            wgmma_pin(product[i % 2]);
-            if (!Scaling::kReadsLate) release(shared, pipe.stage, lane);
-            scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
-            if (Scaling::kReadsLate) release(shared, pipe.stage, lane);
-            pipe.advance();
-        });
-    }
-
-    static __device__ __forceinline__ void compute_ahead(const Shared& shared, const TensorMap& d_map, const Out* c,
-                                                         u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, group = __ballot_sync(0xffffffff, thread >= 128) ? 1 : 0, warp = thread / 32 % 4, lane = thread % 32;
-        const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const Walk walk(m, n, k);
-        Pipeline pipe;
-        if (Config::kTurns && group == 1) pass_turn(group);
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
-            const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
-            float sum[1][kAccumulators];
-#pragma unroll
-            for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
-            u32 left = walk.k_blocks;
-#pragma unroll 1
-            for (; left >= Config::kAhead; left -= Config::kAhead)
-                run_of_blocks<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
-#pragma unroll 1
-            for (; left > 0; --left) run_of_blocks<1>(shared, sum[0], pipe, group, at, shift, lane);
-            add_c(shared, sum, pipe, group, at, lane);
-            Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
-        }
-        if (Config::kTurns && group == 0) wait_turn(group);
-        tma_store_wait_read<0>();
-    }
-
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
                                                    u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, group = __ballot_sync(0xffffffff, thread >= 128) ? 1 : 0, warp = thread / 32 % 4, lane = thread % 32;
+        const u32 thread = threadIdx.x, group = math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
@@ -337,7 +288,7 @@ struct Fp8Gemm {
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();
             if constexpr (Config::kAhead > 0) {
-                compute_ahead(shared, d_map, c, m, n, k);
+                Fp8Runs<Config, Scaling>::compute(shared, d_map, c, m, n, k);
             } else {
                 compute(shared, d_map, c, d, m, n, k);
             }

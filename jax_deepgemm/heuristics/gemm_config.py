@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 BLOCK_K = 128  # of K in a pipeline stage
 SCALE_BLOCK = 128  # rows of B under one scale, unless each has its own
@@ -31,29 +31,35 @@ class GemmConfig:
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
-    ahead: int = 0
-    turns: bool = True
-    scale_n: int = SCALE_BLOCK  # rows of B under one scale, or 1: no choice, the recipe's
+
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
+    ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
     def __post_init__(self) -> None:
-        if self.rows not in (64, 128, 256):
-            raise ValueError(f"`rows` must be 64, 128 or 256, got {self.rows}")
-        step, most = (8 if self.swap else 16), {64: 192, 128: 192, 256: 128}[self.rows]
+        if self.rows not in self.MOST_COLUMNS:
+            *first, last = self.MOST_COLUMNS
+            raise ValueError(f"`rows` must be {', '.join(map(str, first))} or {last}, got {self.rows}")
+        step, most = (8 if self.swap else 16), self.MOST_COLUMNS[self.rows]
         if self.columns % step or not 0 < self.columns <= most:
             raise ValueError(f"`columns` must be a multiple of {step} up to {most}, got {self.columns}")
         if sum(size > 1 for size in (self.split_k, self.cluster_rows, self.cluster_columns)) > 1:
             raise ValueError(f"a cluster either splits K or shares one operand, got {self}")
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
-        registers = self.columns // 2 * (self.waves + self.stage_blocks + (self.ahead > 0))
-        if self.swap and self.scale_n > 1:  # each column has a scale
-            registers += self.columns // 4 * self.stage_blocks
-        if registers > (192 if self.math_groups > 1 else 224):
+        registers = self.registers()
+        if registers > {1: 224, 2: 192, 3: 112}[self.math_groups]:
             raise ValueError(
                 f"{self} keeps {registers} accumulators and scales a thread, more than there are registers"
             )
         if self.columns % (8 * self.cluster_rows) or self.rows % (8 * self.cluster_columns):
             raise ValueError("a shared operand's tile must split into parts of 8 rows, one for each CTA")
+
+    def registers(self) -> int:
+        """Accumulators and scales of a thread."""
+        registers = self.columns // 2 * (self.waves + self.stage_blocks)
+        if self.swap:  # each column has a scale
+            registers += self.columns // 4 * self.stage_blocks
+        return registers
 
     @property
     def multicast(self) -> int:
@@ -65,7 +71,7 @@ class GemmConfig:
 
     @property
     def math_groups(self) -> int:
-        return 1 if self.rows == 64 else 2
+        return {64: 1, 192: 3}.get(self.rows, 2)
 
     @property
     def waves(self) -> int:
@@ -87,28 +93,33 @@ class GemmConfig:
         """How a warp stages its rows for the TMA store: all of them, unless less buys stages for a short pipeline."""
         if not self.stores_by_tma:
             return Store(32, 1)
+        choices = self._stores(out_bytes)
+        stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
+        enough = min(self.ENOUGH_STAGES, max(stages))
+        return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
+
+    def _stores(self, out_bytes: int) -> list[Store]:
+        """The most shared memory first."""
         row_bytes = self.columns * out_bytes
         widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
         whole = row_bytes // widest * self.waves
         choices = [Store(widest, whole)]
         choices += [Store(b, n) for b, n in ((widest, 2), (widest // 2, 4), (widest // 2, 2)) if b >= 16 * out_bytes]
-        choices = [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
-        stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
-        enough = min(5, max(stages))
-        return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
+        return [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
 
     def stage_bytes(self) -> int:
         """Of a stage: its tiles, their scales, two barriers."""
-        pitch = _align(self.columns // 4 - 4, 8) + 4
-        scales = self.tile_m + (4 * pitch if self.scale_n == 1 else 4)
-        block = (self.rows + self.columns) * BLOCK_K + _align(scales * 4, 16)
-        return self.stage_blocks * block + 16
+        return self.stage_blocks * self.block_bytes() + 16
+
+    def block_bytes(self) -> int:
+        """Of a block of K: its tiles and their scales."""
+        return (self.rows + self.columns) * BLOCK_K + align(self.tile_m * 4 + 16, 16)
 
     def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
         if self.stores_by_tma:
             return self._staging(self.store(out_bytes, smem_bytes))
         pitch = self.tile_n + (4 if self.swap else 8)
-        return _align(self.tile_m * pitch * 4, 1024)
+        return align(self.tile_m * pitch * 4, 1024)
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
         return self._stages(self.epilogue_bytes(out_bytes, smem_bytes), smem_bytes)
@@ -127,5 +138,5 @@ class GemmConfig:
         return min(32, (smem_bytes - epilogue - 16) // self.stage_bytes())
 
 
-def _align(value: int, multiple: int) -> int:
+def align(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

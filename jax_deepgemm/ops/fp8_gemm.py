@@ -14,12 +14,12 @@ from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, plan
+from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
-RECIPES: tuple[Recipe, ...] = (RECIPE, ((1, 128), (1, 128)))  # the default first
+RECIPES: tuple[Recipe, ...] = (RECIPE, ROW_RECIPE)  # the default first
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -40,7 +40,7 @@ def fp8_gemm_nt(
     out_dtype: bfloat16 or float32.
     recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (128, 128)).
         ((1, 128), (1, 128)), where `b` is quantised like `a` and its scale is [N, ceil(K / 128)], is for the gradients
-        of weights (DeepGEMM's (1, 1, 128)). It has no kernel of its own yet: it runs by reference, slowly.
+        of weights (DeepGEMM's (1, 1, 128)).
 
     Scales are float32, or float8_e8m0fnu. Sizes may be zero; K, and a row of the result, are multiples of 16 bytes.
     Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
@@ -224,8 +224,9 @@ def _reduce(
 
 
 def _operand_layouts(avals: Avals, params: Params) -> Layouts:
-    """A's scales with M fastest: those of a tile are neighbours, and a warp copies 32 of them at once."""
-    return [None, (0, 1), None, None, None][: len(avals)]
+    """Scales of rows with the rows fastest: those of a tile are neighbours, and a warp copies 32 of them at once."""
+    b_scale = (0, 1) if params["recipe"] == ROW_RECIPE else None
+    return [None, (0, 1), None, b_scale, None][: len(avals)]
 
 
 def _aliases(avals: Avals, params: Params) -> dict[int, int]:

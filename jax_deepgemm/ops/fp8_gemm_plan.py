@@ -1,4 +1,5 @@
-"""The launch of the FP8 GEMM with A scaled per (1, 128) and B per (128, 128): `cuda/kernels/sm90_fp8_gemm_1d2d.cuh`."""
+"""The launch of the FP8 GEMM with A scaled per (1, 128), and B per (128, 128) or like A:
+`cuda/kernels/sm90_fp8_gemm_1d2d.cuh` and `cuda/kernels/sm90_fp8_gemm_1d1d.cuh`."""
 
 from __future__ import annotations
 
@@ -7,15 +8,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jax_deepgemm.heuristics import sm90
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig
+from jax_deepgemm.heuristics import sm90, sm90_1d1d
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.target import Target
 
-RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale; what the kernel takes
+RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
+ROW_RECIPE = ((1, 128), (1, 128))
 MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last tile, are signed 32-bit numbers
 
 
@@ -31,13 +34,12 @@ def plan(
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
     (m, k), (n, _) = avals[0].shape, avals[2].shape
-    if params["recipe"] != RECIPE:
-        return None
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    chosen = sm90.fp8_gemm(m, n, k, out_bytes, num_sms, target.smem_bytes)
+    choose = {RECIPE: sm90.fp8_gemm, ROW_RECIPE: sm90_1d1d.fp8_gemm}[params["recipe"]]
+    chosen = choose(m, n, k, out_bytes, num_sms, target.smem_bytes)
     return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
 
 
@@ -58,6 +60,7 @@ def launch(
     if stages < 2:
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
+    by_row = isinstance(tile, GemmConfig1d1d)
     template: tuple[tuple[str, int | bool | str], ...] = (
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
@@ -70,9 +73,8 @@ def launch(
         ("kClusterRows", tile.cluster_rows),
         ("kClusterColumns", tile.cluster_columns),
         ("kGroup", tile.group),
-        ("kScaleN", tile.scale_n),
-        ("kAhead", tile.ahead),
-        ("kTurns", tile.turns),
+        ("kScaleN", 1 if by_row else SCALE_BLOCK),
+        ("kAhead", tile.ahead if by_row else 0),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kHasC", has_c),
@@ -93,7 +95,7 @@ def launch(
     d_map = output(d, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
     c_map = output(c, (128 // out_bytes, tile.rows), 128) if has_c and not tile.swap else d_map
     return Launch(
-        kernel=Kernel("sm90_fp8_gemm_1d1d" if tile.scale_n == 1 else "sm90_fp8_gemm_1d2d", template),
+        kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         cluster=(tile.cluster, 1, 1),

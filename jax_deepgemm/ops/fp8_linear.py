@@ -21,10 +21,10 @@ from jax_deepgemm.checks import Quantized
 from jax_deepgemm.ops.casting import per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
 from jax_deepgemm.ops.folding import merge, reshard, resize, spec, split
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn, fp8_gemm_nt
+from jax_deepgemm.ops.fp8_gemm_plan import ROW_RECIPE
 
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32))
 _WEIGHT_BLOCK = (128, 128)
-_WGRAD_RECIPE = ((1, 128), (1, 128))
 _MULTIPLE = 16  # of what a GEMM sums over: K in the forward pass, N for `dx`, M for `dw`
 _LIFT = 2.0**32
 
@@ -143,7 +143,7 @@ def _backward(dy: jax.Array, x: jax.Array, w: Quantized, types: _Types) -> tuple
     dw = fp8_gemm_nt(
         _lowered(per_channel_cast_to_fp8(dy)),
         per_channel_cast_to_fp8(_padded(x)),
-        recipe=_WGRAD_RECIPE,
+        recipe=ROW_RECIPE,
         out_dtype=jnp.float32 if summed else types.w.dtype,
     )
     return _gradient(dx, types.x), _gradient(dw, types.w)

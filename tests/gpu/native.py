@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from jax_deepgemm import _native
-from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics import sm90, sm90_1d1d
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 _CALL = f'custom_call_target="{_native.TARGET}"'
@@ -23,7 +24,8 @@ def forced(config: GemmConfig | None) -> Iterator[None]:
     if config is None:
         yield
         return
-    with mock.patch.object(sm90, "fp8_gemm", lambda *_: config):
+    chosen_by = sm90_1d1d if isinstance(config, GemmConfig1d1d) else sm90
+    with mock.patch.object(chosen_by, "fp8_gemm", lambda *_: config):
         yield
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 
 from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
+from tests import helpers
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 
@@ -25,16 +28,22 @@ CASES = (
     (GemmConfig(128, 24, swap=True), 2),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2),
+    (GemmConfig1d1d(128, 48, ahead=2), 2),
+    (GemmConfig1d1d(128, 64, ahead=2), 2),
+    (GemmConfig1d1d(64, 96), 2),
+    (GemmConfig1d1d(64, 48, split_k=3), 3),
 )
 
 
 def main() -> None:
-    p = problem(77, 264, 656)
-    c = p.c(jnp.float32)
     for config, num_sms in CASES:
+        recipe = helpers.ROWS if isinstance(config, GemmConfig1d1d) else helpers.BLOCKS
+        gemm = functools.partial(fp8_gemm_nt, recipe=recipe)
+        p = problem(77, 264, 656, recipe=recipe)
+        c = p.c(jnp.float32)
         with set_target(TARGET), set_num_sms(num_sms):
             run = native(
-                lambda a, b, c: (fp8_gemm_nt(a, b), fp8_gemm_nt(a, b, c=c, out_dtype=jnp.float32)),
+                lambda a, b, c, gemm=gemm: (gemm(a, b), gemm(a, b, c=c, out_dtype=jnp.float32)),
                 p.a,
                 p.b,
                 c,

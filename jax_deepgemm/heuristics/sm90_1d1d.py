@@ -1,0 +1,62 @@
+"""Tile configurations of the FP8 GEMM with a scale for each row of both operands, on Hopper.
+
+As in `sm90.py` every candidate is priced by a model and the cheapest is taken. The constants are fitted to the times of
+the weight gradients in `tests/cases.py` on an H100.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K
+from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
+
+BLOCK_US = 0.50  # 128 x 128 x 128, in runs
+ALONE_BLOCK_US = 0.60  # the same without runs
+STAGE_US = 0.10  # from a stage's arrival to its products; with runs that is hidden
+TILE_US = 1.0  # of a tile's border
+STORE_US = 0.6  # of 128 x 128
+DRAM_BYTES_PER_US = 2.6e6
+LAUNCH_US = 4.0
+SPLIT_US = 5.0
+SPLIT_STORE_US = 2.7
+
+
+@functools.lru_cache(maxsize=4096)
+def fp8_gemm(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> GemmConfig1d1d:
+    """The configuration for D[m, n] = A[m, k] B[n, k]^T on `num_sms` processors with `smem_bytes` a block."""
+    fitting = (c for c in candidates(m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
+    return min(fitting, key=lambda c: estimate_us(c, m, n, k, out_bytes, num_sms))
+
+
+def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig1d1d]:
+    """The configurations worth pricing for a problem; never none."""
+    blocks = ceil_div(k, BLOCK_K)
+    for rows in (64, 128):
+        if rows > 64 and m <= rows // 2:
+            continue
+        for columns in (16, 32, 64, 96, 128, 160, 192):
+            if columns <= 128:
+                yield GemmConfig1d1d(rows, columns, ahead=2)
+            else:
+                yield GemmConfig1d1d(rows, columns)
+            tiles = ceil_div(m, rows) * ceil_div(n, columns)
+            for split in range(2, 9):
+                if blocks >= 2 * split and split <= num_sms and tiles <= resident_clusters(split, num_sms):
+                    yield GemmConfig1d1d(rows, columns, split_k=split)
+
+
+def estimate_us(c: GemmConfig1d1d, m: int, n: int, k: int, out_bytes: int, num_sms: int) -> float:
+    """The model's time in microseconds, with a C to add."""
+    tiles = ceil_div(m, c.rows) * ceil_div(n, c.columns)
+    waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
+    blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
+    area = c.rows * c.columns / (128 * 128)
+    step = BLOCK_US * area if c.ahead else ALONE_BLOCK_US * area + STAGE_US
+    border = TILE_US + STORE_US * area
+    if c.split_k > 1:
+        border += SPLIT_US + SPLIT_STORE_US * area
+    memory = ((m + n) * k + 2 * m * n * out_bytes) / DRAM_BYTES_PER_US
+    return LAUNCH_US + ((waves * (blocks * step + border)) ** 4 + memory**4) ** 0.25
