@@ -60,9 +60,15 @@ struct Fp8Gemm {
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
+            u32 next_box = 0;
 #pragma unroll 1  // unrolled it would not fit the producer's registers
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
+                // CTAs end their tiles at the same time: memory would be idle before, and too slow then.
+                if (Layout::kCByRing && next_box < Layout::kCBoxes && i >= next_box * walk.k_blocks / Layout::kCBoxes) {
+                    tma_prefetch_2d(c_map, corner.column + next_box * Layout::kCBoxColumns, corner.row);
+                    ++next_box;
+                }
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kBlockBytes);
