@@ -73,8 +73,7 @@ def dequantised_weights(n: int, k: int) -> np.ndarray:
 
 def checker(case: Gemm, given: peers.Operands) -> Callable[[np.ndarray], str | None]:
     """Tells what is wrong with a result, if anything."""
-    a = dequantised_rows(given.a, given.a_scale)
-    return product_checker(a, dequantised_weights(case.n, case.k))
+    return product_checker(case, dequantised_rows(given.a, given.a_scale), dequantised_weights(case.n, case.k))
 
 
 def dequantised_rows(data: Any, scale: Any) -> np.ndarray:
@@ -83,9 +82,11 @@ def dequantised_rows(data: Any, scale: Any) -> np.ndarray:
     return np.asarray(data).astype(np.float32) * wide
 
 
-def product_checker(a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -> Callable[[np.ndarray], str | None]:
-    """Compares with `a @ b.T (+ c)`: a few rows in full, all by a random projection."""
-    m, n = a.shape[0], b.shape[0]
+def product_checker(
+    case: Gemm, a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None
+) -> Callable[[np.ndarray], str | None]:
+    """Compares with `a @ b.T (+ c)`, float32 [M, K] and [N, K]: a few rows in full, all by a random projection."""
+    m, n = case.m, case.n
     rows = np.unique(np.linspace(0, m - 1, FULL_ROWS).astype(int))
     signs = np.random.default_rng(n).choice(np.asarray([-1, 1], np.float32), n)
     expected, projection = a[rows] @ b.T, a @ (b.T @ signs)

@@ -17,6 +17,7 @@ def prepare() -> None:
     """Sets the variables that jax reads once. Call it before the first import of jax."""
     # Our peers allocate beside XLA in this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ["JAX_DEEPGEMM_USE_TUNED"] = "0"  # results are those of the heuristics
     # Without graphs every kernel is an event of its own that names its HLO module.
     if "xla_gpu_enable_command_buffer" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks import results
+from benchmarks import chain, results
 from benchmarks.environment import ROOT, header, warn
 
 PROCESSES = 16
@@ -80,20 +80,24 @@ def crowd_row(count: int = PROCESSES) -> results.Row | None:
 
 
 def chain_rows() -> list[results.Row]:
-    """Host time per GEMM of a jitted chain: enqueueing it, with XLA's command buffers off and on."""
+    """Chains of GEMMs with XLA's command buffers off and on: the host's time for each GEMM, the wall time of a call.
+
+    The limit of a wall time is the sum of the kernels' times.
+    """
     rows = []
     plain = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "command_buffer" not in flag)
-    for name, flags in (("off", f"{plain} --xla_gpu_enable_command_buffer=".strip()), ("on", plain)):
+    without = f"{plain} --xla_gpu_enable_command_buffer=".strip()
+    (sums,) = together([worker("kernels", XLA_FLAGS=without)])
+    for name, flags in (("off", without), ("on", plain)):
         (answer,) = together([worker("chain", XLA_FLAGS=flags)])
         if answer is None:
             continue
-        for length in (20, 40):
-            us = answer[f"host_us_{length}"] / length
-            rows.append(results.row(f"host time per GEMM, command buffers {name}", {"chain": length}, us, None, {}))
-        marginal = (answer["host_us_40"] - answer["host_us_20"]) / 20
-        rows.append(
-            results.row(f"host time per further GEMM, command buffers {name}", {"chain": 40}, marginal, None, {})
-        )
+        case, host = {"chain": chain.LENGTH}, answer["host_us"]
+        further = (answer["host_us_twice"] - host) / chain.LENGTH
+        limit = sums["kernels_us"] if sums else None
+        rows.append(results.row(f"host time per GEMM, command buffers {name}", case, host / chain.LENGTH, None, {}))
+        rows.append(results.row(f"host time per further GEMM, command buffers {name}", case, further, None, {}))
+        rows.append(results.row(f"wall time, command buffers {name}", case, answer["wall_us"], limit, {}))
     return rows
 
 
@@ -106,7 +110,8 @@ def run(path: str | None, described: str | None) -> int:
         missing += not rows
         for row in rows:
             (size,) = row["case"].items()
-            print(f"{row['op']:<56} {size[0]:>9} {size[1]:>3} {row['us']:>12.2f} us", flush=True)
+            limit = f"  kernels {row['limit_us']:.2f} us" if row["limit_us"] else ""
+            print(f"{row['op']:<56} {size[0]:>9} {size[1]:>3} {row['us']:>12.2f} us{limit}", flush=True)
         result["rows"] += rows
         if path:
             results.write(path, result)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import chain
+
 CALLS = 50
 
 
@@ -59,62 +61,24 @@ def compile_times() -> dict[str, float]:
     }
 
 
-def chain(length: int) -> Any:
-    """GEMMs in a row with nothing between them: the bits of each BF16 result are the next one's FP8 operand."""
-    import jax
-    import jax.numpy as jnp
-
-    import jax_deepgemm
-
-    def run(a, a_scale_t, b, b_scale):
-        d = None
-        for _ in range(length):
-            d = jax_deepgemm.fp8_gemm_nt((a, a_scale_t.T), (b, b_scale))
-            a = jax.lax.bitcast_convert_type(d, jnp.float8_e4m3fn).reshape(a.shape)
-        return d
-
-    return jax.jit(run)
-
-
-def chain_operands() -> tuple[Any, ...]:
-    import jax
-    import jax.numpy as jnp
-
-    m, n, k = 16, 512, 1024
-    a, b = jax.random.normal(jax.random.key(0), (m, k)), jax.random.normal(jax.random.key(1), (n, k))
-    return (
-        a.astype(jnp.float8_e4m3fn),
-        jnp.ones((k // 128, m), jnp.float32),
-        b.astype(jnp.float8_e4m3fn),
-        jnp.ones((n // 128, k // 128), jnp.float32),
-    )
-
-
-def host_times() -> dict[str, float]:
-    """Median time in us until a call of a chain returns, its work enqueued. The GPU is idle before each call."""
-    import jax
-
-    if jax.default_backend() != "gpu":
-        raise RuntimeError(f"the chain is enqueued on a GPU, this backend is {jax.default_backend()}")
-    operands = chain_operands()
-    compiled = {length: chain(length).lower(*operands).compile() for length in (20, 40)}
+def chains() -> dict[str, float]:
+    """Host and wall time in us of a call of a chain."""
     ready()
-    found = {}
-    for length, run in compiled.items():
-        times = []
-        for index in range(CALLS + 10):
-            start = time.perf_counter()
-            out = run(*operands)
-            took = (time.perf_counter() - start) * 1e6
-            jax.block_until_ready(out)
-            if index >= 10:
-                times.append(took)
-        found[f"host_us_{length}"] = statistics.median(times)
-    return found
+    return {
+        "host_us": chain.host_us(chain.LENGTH),
+        "host_us_twice": chain.host_us(2 * chain.LENGTH),
+        "wall_us": chain.wall_us(chain.LENGTH),
+    }
+
+
+def kernels() -> dict[str, float]:
+    """The sum of the kernels' times in us of a call of a chain."""
+    ready()
+    return {"kernels_us": chain.kernels_us(chain.LENGTH)}
 
 
 if __name__ == "__main__":
     try:
-        print(json.dumps({"compile": compile_times, "chain": host_times}[sys.argv[1]]()), flush=True)
+        print(json.dumps({"compile": compile_times, "chain": chains, "kernels": kernels}[sys.argv[1]]()), flush=True)
     except Exception as error:
         sys.exit(f"jit {sys.argv[1]}: {type(error).__name__}: {error}")

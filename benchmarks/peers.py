@@ -40,7 +40,7 @@ class Peer:
     this text, for a peer whose own launcher may add a layout kernel."""
 
     name: str
-    prepare: Callable[[Any], Prepared]
+    prepare: Callable[[Any], Prepared]  # from the suite's operands
     checked: bool = True
     kernel: str = ""
 
@@ -76,12 +76,14 @@ def xla(operands: Operands) -> Prepared:
 
 
 def to_torch(array: Any) -> Any:
-    """A JAX array of float8_e4m3fn or float32 as a torch tensor on the GPU, by way of the host."""
+    """A JAX array of float8_e4m3fn, bfloat16 or float32 as a torch tensor on the GPU, by way of the host."""
     import torch
 
     host = np.asarray(array)
     if host.dtype.name == "float8_e4m3fn":
         return torch.from_numpy(host.view(np.uint8).copy()).cuda().view(torch.float8_e4m3fn)
+    if host.dtype.name == "bfloat16":
+        return torch.from_numpy(host.view(np.int16).copy()).cuda().view(torch.bfloat16)
     return torch.from_numpy(host.copy()).cuda()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks import peers
 from benchmarks.capture import EventSource
@@ -29,8 +30,15 @@ def copy_gbs(source: EventSource, flush: Flush) -> float:
 
 def fp8_tflops(operands: peers.Operands, source: EventSource, flush: Flush) -> float | None:
     """The best FP8 matrix rate seen on `operands`, [8192,8192] each, in TFLOP/s: cuBLASLt's, or ours where faster."""
+    return tflops(operands, {"cublaslt": peers.cublaslt, "ours": peers.ours}, source, flush)
+
+
+def tflops(
+    operands: Any, candidates: Mapping[str, Callable[[Any], peers.Prepared]], source: EventSource, flush: Flush
+) -> float | None:
+    """The best rate of the candidates in `operands.a @ operands.b.T`, in TFLOP/s."""
     calls: dict[str, Call] = {}
-    for name, prepare in {"cublaslt": peers.cublaslt, "ours": peers.ours}.items():
+    for name, prepare in candidates.items():
         try:
             prepared = prepare(operands)
             prepared.call()

@@ -29,6 +29,8 @@ class Suite:
     warm: Callable[[Any], None]  # makes the peers compile what a case needs
     groups: Sequence[tuple[str, Callable[[results.Row], bool]]]
     one_kernel: bool = True  # a call of ours launches nothing else
+    peak: Callable[[capture.EventSource, Flush], float | None] | None = None  # in TFLOP/s; None: of `peak_operands`
+    peak_of: str = "FP8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +122,14 @@ def run(suite: Suite, options: Options) -> int:
     result = header(options.commit)
     result["copy_gbs"] = round(roofline.copy_gbs(source, flush), 1)
     try:
-        peak = roofline.fp8_tflops(suite.peak_operands(), source, flush)
+        peak = suite.peak(source, flush) if suite.peak else roofline.fp8_tflops(suite.peak_operands(), source, flush)
         result["peak_tflops"] = peak and round(peak, 1)
     except Exception as error:  # the table without a matrix peak is still worth having
         warn(f"peak: {type(error).__name__}: {error}")
     cases = select(suite.cases, options.case)
     warn(f"{result['gpu']}, driver {result['driver']}, JAX {result['jax']}, {len(cases)} cases")
-    print(f"FP8 peak {result['peak_tflops']} TFLOP/s, copy {result['copy_gbs']} GB/s; ratio above 1x: we are faster")
+    ceilings = f"{suite.peak_of} peak {result['peak_tflops']} TFLOP/s, copy {result['copy_gbs']} GB/s"
+    print(f"{ceilings}; ratio above 1x: we are faster")
     if cases:
         print(results.heading(list(cases[0].sizes), options.peers), flush=True)
     missing = 0
@@ -147,7 +150,7 @@ def run(suite: Suite, options: Options) -> int:
         us = {name: timing.us for name, timing in timings.items()}
         flops, moved = suite.flops(case), suite.moved_bytes(case)
         limit = roofline.limit_us(flops, moved, result["peak_tflops"], result["copy_gbs"])
-        row = results.row(suite.op, case.sizes, us.pop("ours"), limit, us)
+        row = results.row(getattr(case, "op", suite.op), case.sizes, us.pop("ours"), limit, us)
         result["rows"].append(row)
         print(results.line(row, flops, moved, options.peers), flush=True)
         if options.json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import dense, dgrad, linear, wgrad
+from benchmarks import bf16, cast, dense, dgrad, linear, wgrad
 from benchmarks.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -10,4 +10,6 @@ SUITES: dict[str, Suite] = {
     "dgrad": dgrad.SUITE,
     "wgrad": wgrad.SUITE,
     "linear": linear.SUITE,
+    "bf16": bf16.SUITE,
+    "cast": cast.SUITE,
 }

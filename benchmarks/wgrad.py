@@ -53,7 +53,7 @@ def operands(case: Gemm) -> Operands:
 
 def checker(case: Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:
     a, b = (dense.dequantised_rows(*x) for x in (given[:2], given[2:4]))
-    return dense.product_checker(a, b, np.asarray(given.c))
+    return dense.product_checker(case, a, b, np.asarray(given.c))
 
 
 def accumulating(function: Callable[..., Any], given: Operands, *fixed: Any) -> Prepared:

@@ -7,6 +7,13 @@ from jax_deepgemm.config import set_cache_folder as set_cache_folder
 from jax_deepgemm.config import set_num_sms as set_num_sms
 from jax_deepgemm.config import set_pdl as set_pdl
 from jax_deepgemm.config import set_target as set_target
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig as Bf16GemmConfig
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d as GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import GemmConfig as GemmConfig
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nn as bf16_gemm_nn
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nt as bf16_gemm_nt
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_tn as bf16_gemm_tn
+from jax_deepgemm.ops.bf16_gemm import bf16_gemm_tt as bf16_gemm_tt
 from jax_deepgemm.ops.casting import cast_back_from_fp8 as cast_back_from_fp8
 from jax_deepgemm.ops.casting import per_block_cast_to_fp8 as per_block_cast_to_fp8
 from jax_deepgemm.ops.casting import per_channel_cast_to_fp8 as per_channel_cast_to_fp8
@@ -16,6 +23,9 @@ from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn as fp8_gemm_nn
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nt as fp8_gemm_nt
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tn as fp8_gemm_tn
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tt as fp8_gemm_tt
+from jax_deepgemm.ops.fp8_gemm_skip_head_mid import fp8_gemm_nt_skip_head_mid as fp8_gemm_nt_skip_head_mid
 from jax_deepgemm.ops.fp8_linear import fp8_linear as fp8_linear
 from jax_deepgemm.target import H100 as H100
 from jax_deepgemm.target import Target as Target
+from jax_deepgemm.tuning import Tuning as Tuning
+from jax_deepgemm.tuning import tune as tune

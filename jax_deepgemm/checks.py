@@ -14,6 +14,8 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.typing import DTypeLike
 
+from jax_deepgemm.launch import MAX_SHARED_MEMORY
+
 
 class Quantized(NamedTuple):
     """A quantised array: low-precision `data` and one `scale` for each block of it; the value is `data * scale`.
@@ -33,6 +35,12 @@ def describe(x: Any) -> str:
     if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ShapedArray)):
         return f"{x.dtype}[{','.join(map(str, x.shape))}]"
     return type(x).__name__
+
+
+def call(name: str, avals: Sequence[Any], out_avals: Sequence[Any]) -> str:
+    """`name(float32[2,3], ...) -> float32[2]`"""
+    operands, results = (", ".join(map(describe, side)) for side in (avals, out_avals))
+    return f"{name}({operands}) -> {results}"
 
 
 def fail(error: type[Exception], name: str, wanted: str, got: Any) -> NoReturn:
@@ -67,6 +75,17 @@ def quantized(name: str, x: Any, dims: str, block: tuple[int, int]) -> Quantized
     spelled = ", ".join(map(str, shape))
     scale = array(f"{name}.scale", scale, [jnp.float32, jnp.float8_e8m0fnu], spelled, shape)
     return Quantized(data, scale.astype(jnp.float32))
+
+
+def config(value: Any, kinds: Sequence[type], out_bytes: int) -> None:
+    """Checks what a caller gives as the configuration of a kernel: of one of `kinds`, and of a size that a GPU has."""
+    if value is None:
+        return
+    if type(value) not in kinds:  # one family's may be a subclass of another's
+        fail(TypeError, "config", f"a {' or '.join(kind.__name__ for kind in kinds)} or None", value)
+    if value.stages(out_bytes, MAX_SHARED_MEMORY) < 2:
+        wanted = f"of tiles that fit into {MAX_SHARED_MEMORY} bytes of shared memory twice"
+        fail(ValueError, "config", wanted, repr(value))
 
 
 def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, int]:

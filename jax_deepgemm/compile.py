@@ -195,6 +195,15 @@ def _key(job: _Job) -> str:
     return digest.hexdigest()[:40]
 
 
+@functools.cache
+def sources_digest(stem: str) -> str:
+    """A hash over the kernel's file and all that it includes, as they are when it is first asked for."""
+    digest = hashlib.sha256()
+    for path, content in sorted(_included(sources_folder(), f"kernels/{stem}.cuh").items()):
+        digest.update(f"{path}:{len(content)}:{content}".encode())
+    return digest.hexdigest()
+
+
 def _included(folder: pathlib.Path, start: str) -> dict[str, str]:
     """Path and content of `start` and of all that it includes from `folder`, whatever the preprocessor decides."""
     found: dict[str, str] = {}

@@ -33,16 +33,19 @@ class Config:
       target: the GPU to compile for; None asks the devices that are lowered for.
       num_sms: the most SMs that a persistent kernel takes, so that some are left to communication; None: all.
       pdl: launch kernels by programmatic dependent launch, so that one's prologue overlaps its predecessor's end.
+      tunings: how often `tune` has stored what it found, in this process. What was jitted before is then lowered anew.
     """
 
     target: Target | None = None
     num_sms: int | None = None
     pdl: bool = True
+    tunings: int = 0
 
 
 _context = jax.make_user_context(Config())
 _lock = threading.Lock()
 _calls: list[Setting] = []  # those in force for every thread, oldest first
+_tunings = 0
 _thread = threading.local()  # .depth: how many `with` blocks of our settings this thread is in
 
 
@@ -88,8 +91,16 @@ class Setting:
                 _set_global()
 
 
+def count_tuning() -> None:
+    """Makes jit forget the choices of before; inside a `with` block of our settings, when that ends."""
+    global _tunings
+    with _lock:
+        _tunings += 1
+        _set_global()
+
+
 def _set_global() -> None:
-    change: dict[str, Any] = {}
+    change: dict[str, Any] = {"tunings": _tunings}
     for call in _calls:
         change |= call._change
     _context.set_global(Config(**change))

@@ -106,12 +106,18 @@ def _gemm_as(layout: str, b_scale_rows: int = 1, without_kernel: str | None = No
     return Operation(gemm, tuple(zip(shapes, (_FP8, _F32) * 2, strict=True)), without_kernel)
 
 
+def _bf16_gemm_as(layout: str) -> Operation:
+    shapes = (64, 256)[:: 1 if layout[0] == "n" else -1], (128, 256)[:: 1 if layout[1] == "t" else -1]
+    return Operation(getattr(jax_deepgemm, f"bf16_gemm_{layout}"), tuple((shape, _BF16) for shape in shapes))
+
+
 OPERATIONS = {
     **{f"fp8_gemm_{layout}": _gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
+    **{f"bf16_gemm_{layout}": _bf16_gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
     "fp8_gemm_nt (1D1D)": _gemm_as("nt", 128, "reference", recipe=((1, 128), (1, 128))),
-    "per_token_cast_to_fp8": Operation(jax_deepgemm.per_token_cast_to_fp8, (((64, 256), _BF16),), "XLA"),
-    "per_block_cast_to_fp8": Operation(jax_deepgemm.per_block_cast_to_fp8, (((128, 256), _BF16),), "XLA"),
-    "per_channel_cast_to_fp8": Operation(jax_deepgemm.per_channel_cast_to_fp8, (((256, 64), _BF16),), "XLA"),
+    "per_token_cast_to_fp8": Operation(jax_deepgemm.per_token_cast_to_fp8, (((64, 256), _BF16),)),
+    "per_block_cast_to_fp8": Operation(jax_deepgemm.per_block_cast_to_fp8, (((128, 256), _BF16),)),
+    "per_channel_cast_to_fp8": Operation(jax_deepgemm.per_channel_cast_to_fp8, (((256, 64), _BF16),)),
     "cast_back_from_fp8": Operation(_cast_back, (((64, 256), _FP8), ((64, 2), _F32)), "XLA"),
 }
 

@@ -30,8 +30,9 @@ class Variable:
 CACHE_DIR = Variable(
     "JAX_DEEPGEMM_CACHE_DIR",
     "${XDG_CACHE_HOME:-~/.cache}/jax_deepgemm",
-    'Folder of compiled kernels; "" or "0" turns the disk cache off.',
+    'Folder of compiled kernels and of what `tune` found; "" or "0" turns the disk cache off.',
 )
+USE_TUNED = Variable("JAX_DEEPGEMM_USE_TUNED", "1", "Use the configurations that `tune` stored in the cache folder.")
 PRINT_CONFIGS = Variable(
     "JAX_DEEPGEMM_PRINT_CONFIGS", "0", "Print the launch chosen for every operation that is lowered to a kernel."
 )
@@ -51,4 +52,4 @@ CHECK_LOCAL_MEMORY = Variable(
     "JAX_DEEPGEMM_CHECK_LOCAL_MEMORY", "0", "Raise CompileError for a kernel that spills or uses local memory."
 )
 
-VARIABLES = (CACHE_DIR, PRINT_CONFIGS, PTXAS_REPORT, DUMP_DIR, LINE_INFO, CHECK_LOCAL_MEMORY)
+VARIABLES = (CACHE_DIR, USE_TUNED, PRINT_CONFIGS, PTXAS_REPORT, DUMP_DIR, LINE_INFO, CHECK_LOCAL_MEMORY)

@@ -64,10 +64,10 @@ class Factors:
             ",".join(" ".join(n[0] if len(n) == 1 else f"({' '.join(n)})" for n in dims) for dims in arrays)
             for arrays in sides
         )
-        present = alone | bracketed
+        present = dict.fromkeys(n for names in dimensions for n in names)  # in the order that Shardy numbers them
         return rule, {
-            "reduction_factors": tuple(n for n in self.summed if n in present),
-            "need_replication_factors": tuple(n for n in self.whole if n in present),
+            "reduction_factors": tuple(n for n in present if n in self.summed),
+            "need_replication_factors": tuple(n for n in present if n in self.whole),
             **{n: sizes[n] for n in bracketed},
         }
 

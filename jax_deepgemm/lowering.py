@@ -10,7 +10,7 @@ import jax
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import mlir
 
-from jax_deepgemm import _native, checks, compile, env, partition
+from jax_deepgemm import _native, checks, compile, env, partition, tuned
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Launch
 from jax_deepgemm.op import Op
@@ -50,11 +50,14 @@ def lower_cuda(
     target = settings.target or lowering_target(ctx)
     avals: Any = ctx.avals_in
     static = all(isinstance(size, int) for a in avals for size in a.shape)  # not so under shape polymorphism
-    launch = op.plan(avals, ctx.avals_out, params, target, settings) if target and static else None
-    if not launch or not target:
+    if not target or not static:
+        return reference()
+    launch, chosen_by = tuned.plan(op, avals, ctx.avals_out, params, target, settings)
+    if launch is None:
         return reference()
     if env.PRINT_CONFIGS.flag():
-        print(f"{_call(op, avals, ctx.avals_out)}: {_describe(launch, target.arch)}", file=sys.stderr)
+        text = f"{checks.call(op.name, avals, ctx.avals_out)}: {_describe(launch, target.arch)}"
+        print(f"{text}, chosen by {chosen_by}" if chosen_by else text, file=sys.stderr)
     try:
         binary = compile.compile_kernel(launch.kernel, target.arch)
     except compile.NvrtcUnavailable as error:
@@ -68,11 +71,6 @@ def lower_cuda(
         operand_output_aliases=dict(op.aliases(avals, params)) if op.aliases else None,
     )
     return lower(ctx, *operands, **launch.attributes(binary))
-
-
-def _call(op: Op, avals: Any, out_avals: Any) -> str:
-    operands, results = (", ".join(checks.describe(a) for a in side) for side in (avals, out_avals))
-    return f"{op.name}({operands}) -> {results}"
 
 
 def _describe(launch: Launch, arch: str) -> str:

@@ -27,22 +27,32 @@ class Op:
     abstract_eval: `(avals, **params)` -> shapes and dtypes of the results.
     reference: `(*arrays, **params)` -> results, in plain JAX, on any platform.
     plan: `(avals, out_avals, params, target, config)` -> the launch, or None where no kernel fits the problem.
+    configs: the classes of the parameter `config`, which overrides the choice of the heuristics: frozen dataclasses of
+        numbers and strings that check themselves. Without one, the operation has no such parameter.
+    ranked: as `plan`, but -> the configurations that the heuristics know for the problem, the best first.
     operand_layouts, result_layouts: `(avals, params)` -> for each, minor-to-major order or None for row-major; `avals`
         are the operands' in both. Asked of XLA where the kernel runs.
     aliases: `(avals, params)` -> {operand: result} that share a buffer.
     factors: `(avals, params)` -> how dimensions belong together, for sharding and batching. None: not described.
     reduce: `(call, axes, operands, params)` -> results, where a summed factor is sharded over the mesh `axes`;
         `call(*operands, **params)` is the operation on this device's shards.
-    gradient: what to say to those who differentiate it.
+    jvp: `(call, primals, tangents, params)` -> (results, their tangents); a tangent may be `ad.Zero`. Together with
+        `transpose`: `(call, cotangents, operands, params)` -> those of the operands, None where one is not
+        `ad.UndefinedPrimal`. `call` is as in `reduce`. None: it cannot be differentiated.
+    gradient: what to say to those who differentiate it, without `jvp`.
     """
 
     name: str
     abstract_eval: Callable[..., Sequence[jax.ShapeDtypeStruct]]
     reference: Callable[..., Sequence[jax.Array]]
     plan: Callable[[Avals, Avals, Params, Target, Config], Launch | None]
+    configs: tuple[type, ...] = ()
+    ranked: Callable[[Avals, Avals, Params, Target, Config], Sequence[Any]] | None = None
     operand_layouts: Callable[[Avals, Params], Layouts] | None = None
     result_layouts: Callable[[Avals, Params], Layouts] | None = None
     aliases: Callable[[Avals, Params], Mapping[int, int]] | None = None
     factors: Callable[[Avals, Params], Factors] | None = None
     reduce: Callable[..., Sequence[jax.Array]] | None = None
+    jvp: Callable[..., tuple[Sequence[jax.Array], Sequence[Any]]] | None = None
+    transpose: Callable[..., Sequence[Any]] | None = None
     gradient: str = "it has no derivative rule"

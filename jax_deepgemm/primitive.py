@@ -17,22 +17,26 @@ from jax_deepgemm import lowering, partition
 from jax_deepgemm.batching import batch
 from jax_deepgemm.config import Config, current
 from jax_deepgemm.factors import assign, spec
-from jax_deepgemm.op import Avals, Op
+from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.partition import ClosedJaxpr
 
+OPS: dict[Primitive, Op] = {}
 _Items = tuple[tuple[str, Any], ...]  # params, hashable
 
 
 def make(op: Op) -> Callable[..., Sequence[jax.Array]]:
     """The function `(*operands, **params) -> results` that binds the primitive `jax_deepgemm_<name>` of `op`."""
     primitive = Primitive(f"jax_deepgemm_{op.name}")
+    OPS[primitive] = op
     primitive.multiple_results = True
     primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
     primitive.def_impl(functools.partial(_run, primitive))
     mlir.register_lowering(primitive, functools.partial(lowering.lower_reference, op))
     mlir.register_lowering(primitive, functools.partial(lowering.lower_cuda, op), platform="cuda")
     batching.primitive_batchers[primitive] = functools.partial(_batch, op, primitive)
-    ad.primitive_jvps[primitive] = functools.partial(_jvp, op)
+    ad.primitive_jvps[primitive] = functools.partial(_jvp, op, primitive)
+    if op.transpose:
+        ad.primitive_transposes[primitive] = functools.partial(_transpose, op, primitive)
 
     def call(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
         return _bind(op, primitive, operands, current(), tuple(sorted(params.items())))
@@ -52,7 +56,8 @@ def _bind(op: Op, primitive: Primitive, operands: Sequence[jax.Array], settings:
     def call(*xs: jax.Array) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         shared = None
-        if AxisType.Manual not in mesh.axis_types and all(t.size for t in types):
+        static = all(isinstance(size, int) for t in types for size in t.shape)  # not so in an export of any sizes
+        if AxisType.Manual not in mesh.axis_types and static and all(t.size for t in types):
             shared = _partitioned(op, primitive, shapes, settings, params, mesh)
         return primitive.bind(*xs, settings=settings, partitioned=shared, **dict(params))
 
@@ -145,5 +150,28 @@ def _unbatched(x: jax.Array, axis: int | None) -> tuple[tuple[int, ...], Any]:
     return tuple(size for i, size in enumerate(x.shape) if i != axis), x.dtype
 
 
-def _jvp(op: Op, primals: Any, tangents: Any, **params: Any) -> Any:
-    raise NotImplementedError(f"{op.name} cannot be differentiated: {op.gradient}")
+def _jvp(op: Op, primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> Any:
+    if op.jvp is None:
+        raise NotImplementedError(f"{op.name} cannot be differentiated: {op.gradient}")
+    call, static = _again(op, primitive, **params)
+    return op.jvp(call, primals, tangents, static)
+
+
+def _transpose(op: Op, primitive: Primitive, cotangents: Any, *operands: Any, **params: Any) -> Any:
+    assert op.transpose is not None
+    if all(type(c) is ad.Zero for c in cotangents):
+        return [None] * len(operands)
+    call, static = _again(op, primitive, **params)
+    return op.transpose(call, [ad.instantiate_zeros(c) for c in cotangents], operands, static)
+
+
+def _again(
+    op: Op, primitive: Primitive, *, settings: Config, partitioned: ClosedJaxpr | None, **params: Any
+) -> tuple[Callable[..., Any], Params]:
+    """The operation with the settings that it was traced with, for other operands and params; and its params."""
+    del partitioned  # for the shapes that it was traced with
+
+    def call(*operands: jax.Array, **changed: Any) -> Any:
+        return _bind(op, primitive, operands, settings, tuple(sorted((params | changed).items())))
+
+    return call, params

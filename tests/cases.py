@@ -22,6 +22,20 @@ class Gemm:
         return f"{self.m}x{self.n}x{self.k}-{self.out_dtype}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Bf16Gemm(Gemm):
+    """D[m,n] of operands that are transposed ("t") or not, A and B."""
+
+    layout: str = "nt"
+
+    @property
+    def op(self) -> str:
+        return f"bf16_gemm_{self.layout}"
+
+    def __str__(self) -> str:
+        return f"{self.layout}-{super().__str__()}"
+
+
 # Projections of DeepSeek-V3, as (n, k).
 WEIGHTS = ((2112, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 
@@ -55,3 +69,43 @@ ODD_K = (16, 144, 7168)
 ODD = tuple(Gemm(m, n, k) for m in ODD_M for n in ODD_N for k in ODD_K)
 
 EMPTY = (Gemm(0, 64, 128), Gemm(16, 0, 128), Gemm(16, 64, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """x[m,k], quantised to FP8 by the public function `op`."""
+
+    op: str
+    m: int
+    k: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"m": self.m, "k": self.k}
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.m}x{self.k}"
+
+
+# The `cast` benchmark.
+CASTS = tuple(
+    Cast(f"per_{unit}_cast_to_fp8", m, k)
+    for unit in ("token", "channel", "block")
+    for m, k in ((8192, 7168), (4096, 4096), (128, 7168))
+)
+
+LAYOUTS = ("nt", "nn", "tn", "tt")
+
+# The `bf16` benchmark.
+BF16 = tuple(Bf16Gemm(m, n, k) for n, k in WEIGHTS for m in (1, 64, 128, 1024, 4096)) + tuple(
+    Bf16Gemm(4096, n, k, layout=layout) for layout in LAYOUTS[1:] for n, k in WEIGHTS
+)
+
+# Sizes that end inside a tile, a slab of 64 or a TMA box, by what each layout takes: rows are multiples of 8 elements.
+BF16_ODD = tuple(
+    Bf16Gemm(m, n, k, layout=layout)
+    for layout in LAYOUTS
+    for m in ((1, 3, 77, 129, 1000) if layout[0] == "n" else (8, 72, 136, 1000))
+    for n in (24, 2112)
+    for k in ((1, 65, 7001) if layout == "tn" else (8, 200, 7168))
+)

@@ -82,9 +82,10 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    from tests import golden_1d1d
+    from tests import golden_1d1d, golden_bf16
 
     FILE.parent.mkdir(exist_ok=True)
-    for file, content in ((FILE, text()), (golden_1d1d.FILE, golden_1d1d.text())):
+    others = ((module.FILE, module.text()) for module in (golden_1d1d, golden_bf16))
+    for file, content in ((FILE, text()), *others):
         file.write_text(content)
         print(f"wrote {file}")

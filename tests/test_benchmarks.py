@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import capture, dense, environment, jit, linear, render, results, roofline, suite, timing, wgrad
+from benchmarks import bf16, capture, dense, environment, jit, linear, render, results, roofline, suite, timing, wgrad
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
-from tests.cases import DENSE, Gemm
+from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm
 
 XSPACE = """
 planes { name: "/host:CPU" }
@@ -308,6 +308,19 @@ def test_operands_are_real_and_repeatable(small):
         assert np.array_equal(np.asarray(first), np.asarray(second))
     assert np.count_nonzero(np.asarray(operands.a).astype(np.float32)) > 0.9 * case.m * case.k
     assert len(np.unique(np.asarray(operands.a_scale))) > case.m
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bf16_suite(layout):
+    """Our result and XLA's pass its guard, a shifted one does not, and a row says the layout."""
+    case = Bf16Gemm(24, 192, 384, layout=layout)
+    operands = bf16.operands(case)
+    check = bf16.checker(case, operands)
+    result = bf16.SUITE.ours(operands).result()
+    (xla,) = [peer for peer in bf16.SUITE.peers if peer.name == "xla"]
+    assert check(result) is None and check(xla.prepare(operands).result()) is None
+    assert check(np.roll(result, 1, axis=1)) is not None
+    assert case.op == f"bf16_gemm_{layout}" and case.sizes == {"m": 24, "n": 192, "k": 384}
 
 
 def test_gpu_folder():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,6 +15,7 @@ from jax_deepgemm import (
     per_channel_cast_to_fp8,
     per_token_cast_to_fp8,
 )
+from jax_deepgemm.ops.casting import SMALLEST_AMAX, quantise
 from tests.helpers import dequantised
 
 SIZES = [(1, 16), (5, 128), (130, 144), (128, 256), (200, 1000), (0, 128), (3, 0)]
@@ -66,7 +69,7 @@ def test_data_is_rounded_to_nearest(cast, block):
     x = values((130, 300))
     data, scale = cast(x)
     spread = np.asarray(scale).repeat(block[0], 0).repeat(block[1], 1)[:130, :300]
-    wanted = np.clip(np.asarray(x) / spread, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    wanted = np.clip(np.asarray(x) * (1 / spread), -448, 448).astype(ml_dtypes.float8_e4m3fn)
     np.testing.assert_array_equal(np.asarray(data).view(np.uint8), wanted.view(np.uint8))
 
 
@@ -140,6 +143,55 @@ def test_under_jit_and_vmap(cast, block):
     for i in range(2):
         for got, wanted in zip(batched, cast(x[i]), strict=True):
             np.testing.assert_array_equal(np.asarray(got[i]), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("cast, block", CASTS)
+@pytest.mark.parametrize("transformed", [lambda f: f, jax.jit, jax.checkpoint])
+def test_gradients_pass_through(cast, block, transformed):
+    """Rounding counts as the identity and a scale as a constant, but what comes back is rounded to FP8 as data is."""
+    x = (
+        jax.random.uniform(jax.random.key(0), (40, 130), minval=0.5, maxval=1.0)
+        .at[::128]
+        .set(448)
+        .at[:, ::128]
+        .set(448)
+    )
+
+    def loss(x):
+        return cast_back_from_fp8(cast(x), block=block).sum()
+
+    gradient = np.asarray(jax.grad(transformed(loss))(x))
+    below = np.asarray(x) < 448  # at the clamp half of it passes
+    np.testing.assert_allclose(gradient[below], 1, rtol=2**-4)
+    primals, tangents = jax.jvp(transformed(cast), (x,), (jnp.ones_like(x),))
+    for got, wanted in zip(primals, cast(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+    assert not np.asarray(tangents.scale).any()
+
+
+def test_a_smaller_amax_is_a_larger_range():
+    """What a gradient needs: the same bits as of a larger multiple, down to what `smallest_amax` says."""
+    x, shrink = values((130, 300)), 2.0**-32
+    for block in ({"straight": (1, 128)}, {"turned": (128, 1)}):
+        ((data, scale),) = quantise(x, **block)
+        ((small_data, small_scale),) = quantise(x * shrink, **block, smallest_amax=SMALLEST_AMAX * shrink)
+        np.testing.assert_array_equal(np.asarray(small_data), np.asarray(data))
+        np.testing.assert_array_equal(np.asarray(small_scale), np.asarray(scale) * np.float32(shrink))
+
+
+@pytest.mark.parametrize("blocks", [((1, 128), (128, 1)), ((128, 128), (128, 128))])
+@pytest.mark.parametrize("transformed", [lambda f: f, jax.jit, jax.vmap])
+def test_both_from_one_read_are_what_each_is_alone(blocks, transformed):
+    straight, turned = blocks
+    x = jnp.stack([values((256, 300)), values((256, 300)) * 2])
+    x = x if transformed is jax.vmap else x[1]
+    both = transformed(functools.partial(quantise, straight=straight, turned=turned))(x)
+    alone = [
+        transformed(functools.partial(quantise, **{side: block}))(x)[0]
+        for side, block in (("straight", straight), ("turned", turned))
+    ]
+    for got, wanted in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
 
 
 GOOD = Quantized(jnp.zeros((4, 256), jnp.float8_e4m3fn), jnp.zeros((4, 2)))

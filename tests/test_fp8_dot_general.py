@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import string
 
 import jax
 import jax.numpy as jnp
@@ -14,37 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import fp8_dot_general, fp8_linear
 from tests.helpers import assert_close, relative_error
-
-PLAIN = (((1,), (0,)), ((), ()))
+from tests.linear import DIMS, PLAIN, einsum
 
 
 def normal(*shape, seed=0, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
-
-
-def einsum(lhs, rhs, dims):
-    """The float64 product, by numpy.einsum."""
-    (lhs_summed, rhs_summed), (lhs_batch, rhs_batch) = dims
-    names = iter(string.ascii_letters)
-    left = [next(names) for _ in lhs.shape]
-    right = [next(names) for _ in rhs.shape]
-    for i, j in zip((*lhs_summed, *lhs_batch), (*rhs_summed, *rhs_batch), strict=True):
-        right[j] = left[i]
-    batch = [left[d] for d in lhs_batch]
-    free = [n for d, n in enumerate(left) if d not in (*lhs_summed, *lhs_batch)]
-    free += [n for d, n in enumerate(right) if d not in (*rhs_summed, *rhs_batch)]
-    rule = f"{''.join(left)},{''.join(right)}->{''.join(batch + free)}"
-    return np.einsum(rule, *(np.asarray(v).astype(np.float64) for v in (lhs, rhs)))
-
-
-DIMS = {
-    "x @ kernel": ((20, 72), (72, 40), PLAIN),
-    "x @ w.T": ((20, 72), (40, 72), (((1,), (1,)), ((), ()))),
-    "x.T @ kernel": ((72, 20), (72, 40), (((0,), (0,)), ((), ()))),
-    "several free and summed": ((3, 8, 4, 16), (16, 5, 8, 4), (((1, 3), (2, 0)), ((), ()))),
-    "vectors": ((72,), (72,), (((0,), (0,)), ((), ()))),
-    "batches": ((8, 2, 64, 3), (64, 3, 16, 2), (((2,), (0,)), ((1, 3), (3, 1)))),
-}
 
 
 @pytest.mark.parametrize("name", DIMS)

@@ -14,63 +14,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_deepgemm import fp8_linear, per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
+from jax_deepgemm import fp8_linear, per_block_cast_to_fp8, per_token_cast_to_fp8
 from tests.helpers import assert_close, dequantised, relative_error
-
-# float8_e4m3fn has 8 steps in a binade. Rounding to them is off by 1 / sqrt(12) of a step in the mean square, which is
-# 2.65 % of values spread evenly over the logarithm; both operands are, independently, so a product of random matrices
-# is off by sqrt(2) times that, 3.75 %. Under a third of that, nothing was rounded.
-RECIPE_ERROR = 0.0375
-BELOW, ABOVE = 0.3 * RECIPE_ERROR, 1.2 * RECIPE_ERROR
-KEYS = jax.random.split(jax.random.key(7), 3)
-# On the borders of blocks, off them, and off the multiples of 16 too.
-SIZES = [(128, 256, 384), (77, 136, 200), (1, 40, 272), (130, 10, 3)]
-
-
-def arrays(m, n, k, dtypes=(jnp.float32,) * 3):
-    """x, w and dy, whose magnitude differs from one 128 to the next, so that a misplaced scale shows."""
-    shapes = ((m, k), (n, k), (m, n))
-
-    def one(key, shape, dtype):
-        rows, columns = (np.arange(size) // 128 for size in shape)
-        return (jax.random.normal(key, shape) * 2.0 ** ((rows[:, None] + 2 * columns) % 5)).astype(dtype)
-
-    return [one(*described) for described in zip(KEYS, shapes, dtypes, strict=True)]
-
-
-def step_of(function, x, w, dy):
-    """The product and both gradients."""
-    y, pull = jax.vjp(function, x, w)
-    return y, *pull(dy)
-
-
-@functools.partial(jax.jit, static_argnames="out_dtype")  # compiles far less than without
-def step(x, w, dy, out_dtype=None):
-    return step_of(lambda x, w: fp8_linear(x, w, out_dtype=out_dtype), x, w, dy)
-
-
-def exact(x, w, dy):
-    x, w, dy = (np.asarray(v).astype(np.float64) for v in (x, w, dy))
-    return x @ w.T, dy @ w, dy.T @ x
-
-
-@jax.jit
-def rounded(x, w, dy):
-    """The operands of the forward product, of dx and of dw."""
-    along_tokens = per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x)
-    return per_token_cast_to_fp8(x), per_block_cast_to_fp8(w), per_token_cast_to_fp8(dy), *along_tokens
-
-
-def emulated(x, w, dy):
-    """In float64, of the operands as the recipe rounds them."""
-    blocks = (1, 128), (128, 128), (1, 128), (1, 128), (1, 128)
-    x, w, dy, dy_t, x_t = (dequantised(v, block) for v, block in zip(rounded(x, w, dy), blocks, strict=True))
-    return x @ w.T, dy @ w, dy_t @ x_t.T
-
-
-def check(got, wanted):
-    for g, w in zip(got, wanted, strict=True):
-        assert_close(g, w)
+from tests.linear import ABOVE, BELOW, KEYS, SIZES, arrays, check, emulated, exact, step, step_of
 
 
 @pytest.mark.parametrize("m, n, k", SIZES)

@@ -217,7 +217,7 @@ def compile_layouts(expected: dict[Kernel, int]) -> None:
     for index, (kernel, size) in enumerate(expected.items()):
         config = f"Config{index}"
         source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
-        end = f"SharedLayout<{config}>::kBarriers + (2 * {config}::kStages + 2) * 8"
+        end = f"SharedLayout<{config}>::kBarriers + (3 * {config}::kStages + 2) * 8"
         source += f'static_assert({end} == {size}, "{config}");\n'
     options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
     nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))

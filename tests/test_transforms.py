@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
+from jax_deepgemm.ops.casting import quantise
 from jax_deepgemm.partition import _spec
 from tests.helpers import BLOCKS, GEMMS, RECIPES, ROWS, assert_close, laid_out, operands, oracle
 
@@ -318,6 +319,18 @@ def test_casts_of_shards_that_cut_blocks(cast, kind):
         np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
 
 
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("rows", [512, 64])
+def test_both_casts_at_once_over_devices(rows, kind):
+    """Whole blocks stay where they are; blocks that shards cut are gathered."""
+    x = jax.random.normal(jax.random.key(0), (rows, 1024))
+    sharded = jax.device_put(x, NamedSharding(mesh_of(kind, 4, 2), P("x", "y")))
+    function = functools.partial(quantise, straight=(1, 128), turned=(128, 1))
+    assert collectives(function, sharded) <= (GATHER if rows == 64 else set())
+    for g, wanted in zip(jax.tree.leaves(jax.jit(function)(sharded)), jax.tree.leaves(function(x)), strict=True):
+        np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
+
+
 # --- shard_map -----------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +404,21 @@ def test_control_flow_and_remat():
     assert_close(total, 2 * WANTED)
 
 
+CASTS = pytest.mark.parametrize(
+    "cast, spec",
+    [(per_token_cast_to_fp8, P("x")), (per_block_cast_to_fp8, P("x")), (per_channel_cast_to_fp8, P(None, "x"))],
+)
+
+
+@CASTS
+def test_casts_in_shard_map(cast, spec):
+    x = jax.random.normal(jax.random.key(0), (512, 256))
+    for g, wanted in zip(mapped(cast, P("x"), spec)(x), cast(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
+    with pytest.raises(ValueError, match="out_specs"):
+        mapped(cast, P("x"), P())(x)
+
+
 # --- export --------------------------------------------------------------------------------------------------------
 
 
@@ -443,3 +471,18 @@ def test_export_with_a_symbolic_m():
     a = tuple(jax.ShapeDtypeStruct((m, x.shape[1]), x.dtype) for x in A)
     exported = jax.export.export(jax.jit(fp8_gemm_nt), platforms=("cpu",))(a, B)
     assert_close(jax.export.deserialize(exported.serialize()).call(tuple(A), B), WANTED)
+
+
+@CASTS
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_of_casts(cast, spec):
+    x = jax.random.normal(jax.random.key(0), (64, 272))
+    exported = jax.export.export(jax.jit(cast), platforms=("cpu", "cuda"))(x)
+    for g, wanted in zip(jax.export.deserialize(exported.serialize()).call(x), cast(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
+    m, *_ = jax.export.symbolic_shape("m")
+    for shape in ((m, 272), (128 * m, 272), (64, m), (64, 16 * m)):
+        exported = jax.export.export(jax.jit(cast), platforms=("cpu",))(jax.ShapeDtypeStruct(shape, x.dtype))
+        given = jnp.tile(x, (2, 1)) if shape[0] is not m and shape[0] != 64 else x
+        for g, wanted in zip(exported.call(given), cast(given), strict=True):
+            np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))

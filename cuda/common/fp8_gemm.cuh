@@ -29,6 +29,7 @@ struct Fp8Gemm {
     using Epilogue = GemmEpilogue<Config>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
+    using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns;
     static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
@@ -41,14 +42,16 @@ struct Fp8Gemm {
     // ---- producer -------------------------------------------------------------------------------------------------
 
     // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
-    template <u32 kExtent, u32 kShare>
+    template <u32 kExtent, u32 kShare, bool kOnce>
     static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
-                                                     u32 rank) {
-        if constexpr (kShare == 1) {
-            tma_load_2d(to, map, full, k, at);
-        } else {
+                                                     u32 rank, u64 policy) {
+        if constexpr (kShare > 1) {
             constexpr u32 kPart = kExtent / kShare;
             tma_load_2d_multicast(to + rank * kPart * kBlockK, map, full, k, at + rank * kPart, (1u << kShare) - 1);
+        } else if constexpr (kOnce) {
+            tma_load_2d(to, map, full, k, at, policy);
+        } else {
+            tma_load_2d(to, map, full, k, at);
         }
     }
 
@@ -56,6 +59,9 @@ struct Fp8Gemm {
     static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
                                                          const TensorMap& columns_map, const TensorMap& c_map, u32 m,
                                                          u32 n, u32 k) {
+        constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
+        constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        const u64 policy = l2_evict_first();
         const Walk walk(m, n, k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
@@ -65,7 +71,8 @@ struct Fp8Gemm {
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
                 // CTAs end their tiles at the same time: memory would be idle before, and too slow then.
-                if (Layout::kCByRing && next_box < Layout::kCBoxes && i >= next_box * walk.k_blocks / Layout::kCBoxes) {
+                if (Layout::kCByRing && next_box < Layout::kCBoxes &&
+                    i >= next_box * walk.k_blocks / Layout::kCBoxes) {
                     tma_prefetch_2d(c_map, corner.column + next_box * Layout::kCBoxColumns, corner.row);
                     ++next_box;
                 }
@@ -75,10 +82,10 @@ struct Fp8Gemm {
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     const u32 at_k = (walk.k_begin + i + j) * kBlockK;
-                    load_tile<Config::kRows, Config::kClusterColumns>(shared.rows(first + j), rows_map, full, at_k,
-                                                                      corner.row, walk.rank);
-                    load_tile<Config::kColumns, Config::kClusterRows>(shared.columns(first + j), columns_map, full,
-                                                                      at_k, corner.column, walk.rank);
+                    load_tile<Config::kRows, Config::kClusterColumns, kRowsOnce>(
+                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
+                    load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
+                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
                 }
             }
 #pragma unroll 1
@@ -113,12 +120,12 @@ struct Fp8Gemm {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) source.copy_next(shared.scales_a(first + j));
-                shared.full(pipe.stage).arrive_after_async_copies();
+                shared.scales_full(pipe.stage).arrive_after_async_copies();
             }
 #pragma unroll 1
             for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {  // they have none
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                shared.full(pipe.stage).arrive_after_async_copies();
+                shared.scales_full(pipe.stage).arrive();
             }
         }
         async_copy_wait_all();
@@ -154,6 +161,7 @@ struct Fp8Gemm {
         unrolled<Layout::kCStages>([&](auto stage) {
             constexpr u32 kFirst = stage.value * Layout::kCBoxesPerStage, kLeft = Layout::kCBoxes - kFirst;
             shared.full(pipe.stage).wait(pipe.phase);
+            shared.scales_full(pipe.stage).wait(pipe.phase);  // there are none, but phases pass one by one
             unrolled<kLeft < Layout::kCBoxesPerStage ? kLeft : Layout::kCBoxesPerStage>([&](auto j) {
                 Epilogue::template add_c_box<kFirst + j.value>(sum, shared.c_box(pipe.stage, j.value), group, at);
             });
@@ -175,9 +183,10 @@ struct Fp8Gemm {
     }
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount, class Release>
+    template <u32 kCount, class Wait, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
-                                                u32 row, Fragment at, u32 shift, Release release_stage) {
+                                                u32 row, Fragment at, u32 shift, Wait wait_scales,
+                                                Release release_stage) {
         float product[kCount][kAccumulators];
         typename Scaling::Scales scales[kCount];
         wait_turn(group);
@@ -188,6 +197,7 @@ struct Fp8Gemm {
         for (u32 j = 0; j < kCount; ++j)
             multiply(product[j], shared.rows(block + j) + row * kBlockK, shared.columns(block + j));
         pass_turn(group);
+        wait_scales();
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
         unrolled<kCount>([&](auto j) {
@@ -223,15 +233,19 @@ struct Fp8Gemm {
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;
+                    const auto wait_scales = [&] {
+                        if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
+                    };
                     const auto release_stage = [&] {
                         if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
                     if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, release_stage);
+                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales,
+                                           release_stage);
                     } else {
 #pragma unroll 1
                         for (u32 j = 0; j < count; ++j)
-                            step<1>(shared, sum[w], first + j, group, row, at, shift, [] {});
+                            step<1>(shared, sum[w], first + j, group, row, at, shift, wait_scales, [] {});
                         release_stage();
                     }
                 }
@@ -243,6 +257,11 @@ struct Fp8Gemm {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n);
             }
+            if constexpr (Columns::kFills) {
+                const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+                if (kSplitK == 1 || walk.rank == 0)
+                    Columns::template fill<Layout::kTileM, Layout::kTileN, kMathThreads>(d, m0, n0, m, n, thread);
+            }
         }
         if (group == 0) wait_turn(group);  // the turn that nobody took
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
@@ -251,8 +270,8 @@ struct Fp8Gemm {
     // ---- kernel ---------------------------------------------------------------------------------------------------
 
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
-                                               const TensorMap& c_map, const TensorMap& d_map, const float* scales_a, const float* scales_b,
-                                               const Out* c, Out* d, u32 m, u32 n, u32 k) {
+                                               const TensorMap& c_map, const TensorMap& d_map, const float* scales_a,
+                                               const float* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k) {
         extern __shared__ __align__(1024) u8 shared_memory[];
         const Shared shared{shared_memory};
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -262,7 +281,8 @@ struct Fp8Gemm {
         if (warp == kMathWarps) {
             const u32 lane = threadIdx.x % 32;
             if (lane < Config::kStages) {
-                shared.full(lane).init(1 + 32);  // the expected bytes, and each lane's scales
+                shared.full(lane).init(1);
+                shared.scales_full(lane).init(32);
                 shared.empty(lane).init(kMathWarps * kCluster);
             }
             if (lane == 0) {

@@ -37,6 +37,7 @@ struct Fp8Runs {
             if constexpr (i + 1 < kCount) issue(product[(i + 1) % 2]);
             if constexpr (i == 0) Gemm::pass_turn(group);
             typename Scaling::Scales scales;
+            shared.scales_full(pipe.stage).wait(pipe.phase);
             scales.read(shared, pipe.stage, row + at.row, at.column);
             wgmma_wait<(i + 1 < kCount ? 1 : 0)>();
             wgmma_pin(product[i % 2]);
@@ -54,6 +55,7 @@ struct Fp8Runs {
 #pragma unroll 1
         for (; count > 0; --count, pipe.advance()) {
             shared.full(pipe.stage).wait(pipe.phase);
+            shared.scales_full(pipe.stage).wait(pipe.phase);
             Gemm::release(shared, pipe.stage, lane);
         }
     }

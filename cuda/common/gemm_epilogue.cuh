@@ -2,6 +2,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
+#include "common/head_splits.cuh"
 #include "common/split_k.cuh"
 #include "common/tile_order.cuh"
 #include "common/tma.cuh"
@@ -11,13 +12,16 @@ struct Fragment {
     u32 row, column;
 };
 
-template <class Config>
+template <class Config, class Operands = ScaledFp8<Config>>
 struct GemmEpilogue {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     using Out = typename Config::Out;
+    using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;
+    // D is where C was. TMA adds in FP32 only; each element is added to once, so the result is always the same.
+    static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4 && !Layout::kCByRing;
 
     static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
         if (column >= n) return;
@@ -67,8 +71,8 @@ struct GemmEpilogue {
                                                         u32 group, u32 warp, u32 lane, u32 m, u32 n) {
         constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
         constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
-        static_assert(kWaves * kAtoms % kBuffers == 0, "every tile begins with the first buffer");
         static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
+        static_assert(Columns::fits(kAtom), "a box of columns stays together in D");
         u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
@@ -77,12 +81,14 @@ struct GemmEpilogue {
 #pragma unroll
             for (u32 j = 0; j < kAtoms; ++j) {
                 u8* const atom = staging + (w * kAtoms + j) % kBuffers * Layout::kAtomBytes;
-                tma_store_wait_read<kBuffers - 1>();  // of the lane that stores: the others have none
+                // Of the lane that stores: the others have none. Every tile begins with the first buffer.
+                if (kWaves * kAtoms % kBuffers != 0 && w == 0 && j == 0) tma_store_wait_read<0>();
+                tma_store_wait_read<kBuffers - 1>();
                 __syncwarp();
 #pragma unroll
                 for (u32 within = 0; within < kAtom; within += 16) {
                     const u32 column = j * kAtom + within, i = column / 2;
-                    if constexpr (Config::kHasC && !Layout::kCByRing) {
+                    if constexpr (Config::kHasC && !Layout::kCByRing && !kAddInPlace) {
                         const u32 at_n = corner.column + column + at.column;
                         add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
                         add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);
@@ -106,7 +112,11 @@ struct GemmEpilogue {
                 fence_async_proxy();
                 __syncwarp();
                 if (lane == 0) {
-                    tma_store_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                    if constexpr (kAddInPlace) {
+                        tma_reduce_add_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
+                    } else {
+                        tma_store_2d(d_map, atom, Columns::at(corner.column + j * kAtom), row + warp * 16);
+                    }
                     tma_store_commit();
                 }
             }
@@ -121,7 +131,8 @@ struct GemmEpilogue {
         float* const partial = reinterpret_cast<float*>(shared.epilogue());
         // Peers may still read the partial tile of the iteration before.
         if constexpr (kSplitK > 1) shared.partials_read().wait(phase ^ 1);
-        if constexpr (kSplitK == 1) named_barrier_sync(1, kMathThreads);
+        // Or this CTA's other warps the tile before, or the tiles that lay here.
+        if constexpr (kSplitK == 1 || Operands::kPartialsInRing) named_barrier_sync(1, kMathThreads);
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
             const u32 row = (w * kGroups + group) * 64 + at.row;
@@ -144,9 +155,10 @@ struct GemmEpilogue {
             shared.partials_ready().wait_cluster(phase);
         }
         const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads>(
+        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads, Columns>(
             partial, d, c, m0, n0, m, n, rank, thread);
         if constexpr (kSplitK > 1) {
+            if constexpr (Operands::kPartialsInRing) fence_async_proxy();  // TMA writes here next
             named_barrier_sync(1, kMathThreads);
             if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
         }

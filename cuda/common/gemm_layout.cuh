@@ -7,8 +7,29 @@
 
 constexpr u32 kBlockK = 128;      // of K in a block: one scale, one 128-byte swizzled row
 constexpr u32 kScaleBlock = 128;  // rows of B under one scale, unless each has its own
+constexpr u32 kRowBytes = 128;    // of a tile, for a block of K: what the swizzle spans
 
+// What a kernel multiplies. FP8 with scales; rows of tiles run along K.
 template <class Config>
+struct ScaledFp8 {
+    static constexpr u32 kBlockK = ::kBlockK;
+    static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
+    static constexpr u32 kScaleN = Config::kScaleN;
+    static constexpr bool kPartialsInRing = false, kCByRing = true;
+};
+
+// BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
+template <class Config>
+struct PlainBf16 {
+    static constexpr u32 kBlockK = 64;
+    static constexpr u32 kRowsTile = Config::kMnRows ? align_up(Config::kRows, 64) : Config::kRows;
+    static constexpr u32 kColumnsTile = Config::kMnColumns ? align_up(Config::kColumns, 64) : Config::kColumns;
+    static constexpr u32 kScaleN = 0;                            // no scales
+    static constexpr bool kPartialsInRing = Config::kSplitK > 1;  // partial tiles lie where the tiles did
+    static constexpr bool kCByRing = false;
+};
+
+template <class Config, class Operands = ScaledFp8<Config>>
 struct SharedLayout {
     static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns;
     static constexpr u32 kTileM = Config::kSwap ? kColumns : kRows, kTileN = Config::kSwap ? kRows : kColumns;
@@ -19,19 +40,21 @@ struct SharedLayout {
     // four of its own at once, and the four q in different banks.
     static constexpr u32 kScalesPitch = align_up(kColumns / 4 - 4, 8) + 4;
     // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB = Config::kScaleN == 1        ? 4 * kScalesPitch
+    static constexpr u32 kScalesB = Operands::kScaleN == 1      ? 4 * kScalesPitch
                                     : kScaleBlock % kTileN == 0 ? 1
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;
 
-    static constexpr u32 kRowsBytes = kRows * kBlockK;
-    static constexpr u32 kColumnsBytes = kColumns * kBlockK;
+    static constexpr u32 kRowsBytes = Operands::kRowsTile * kRowBytes;
+    static constexpr u32 kColumnsBytes = Operands::kColumnsTile * kRowBytes;
     static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
-    static constexpr u32 kScalesBytes = align_up((kTileM + kScalesB) * 4, 16);  // of a block: A's, then B's
+    // Of a block: A's, then B's.
+    static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB) * 4, 16) : 0;
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // C comes through the ring of tiles behind the blocks of K, in boxes of all rows and 128 bytes of columns.
-    static constexpr bool kCByRing = Config::kHasC && kStoreByTma && kColumns * kOutBytes % 128 == 0;
+    static constexpr bool kCByRing =
+        Operands::kCByRing && Config::kHasC && kStoreByTma && kColumns * kOutBytes % 128 == 0;
     static constexpr u32 kCBoxColumns = 128 / kOutBytes, kCBoxes = kColumns / kCBoxColumns;
     static constexpr u32 kCBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
     static constexpr u32 kCStages = kCByRing ? ceil_div(kCBoxes, kCBoxesPerStage) : 0;
@@ -42,18 +65,22 @@ struct SharedLayout {
     static constexpr u32 kWarpStoreBytes = Config::kStoreBuffers * kAtomBytes;
     // Otherwise: the FP32 tile [kTileM][kPitch]; the pitch spreads the accumulator fragments over the banks.
     static constexpr u32 kPitch = kTileN + (Config::kSwap ? 4 : 8);
-    static constexpr u32 kEpilogueBytes =
-        kStoreByTma ? Config::kMathGroups * 4 * kWarpStoreBytes : align_up(kTileM * kPitch * 4, 1024);
+    static constexpr u32 kPartialBytes = align_up(kTileM * kPitch * 4, 1024);
+    static constexpr u32 kEpilogueBytes = kStoreByTma                ? Config::kMathGroups * 4 * kWarpStoreBytes
+                                          : Operands::kPartialsInRing ? 0
+                                                                      : kPartialBytes;
 
     // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
-    static constexpr u32 kEpilogue = kBlocks * kBlockBytes;
-    static constexpr u32 kScales = kEpilogue + kEpilogueBytes;
+    static constexpr u32 kRing = kBlocks * kBlockBytes;
+    static constexpr u32 kEpilogue = Operands::kPartialsInRing ? 0 : kRing;
+    static_assert(!Operands::kPartialsInRing || kPartialBytes <= kRing, "the ring has room for the partial tile");
+    static constexpr u32 kScales = kRing + kEpilogueBytes;
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
 };
 
-template <class Config>
+template <class Config, class Operands = ScaledFp8<Config>>
 struct SharedMemory {
-    using Layout = SharedLayout<Config>;
+    using Layout = SharedLayout<Config, Operands>;
     u8* base;
     __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
     __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
@@ -72,4 +99,6 @@ struct SharedMemory {
     __device__ __forceinline__ Barrier& empty(u32 s) const { return barriers()[Config::kStages + s]; }
     __device__ __forceinline__ Barrier& partials_ready() const { return barriers()[2 * Config::kStages]; }
     __device__ __forceinline__ Barrier& partials_read() const { return barriers()[2 * Config::kStages + 1]; }
+    // Scales that come by other means than TMA have barriers of their own.
+    __device__ __forceinline__ Barrier& scales_full(u32 s) const { return barriers()[2 * Config::kStages + 2 + s]; }
 };

@@ -5,7 +5,7 @@
 #include "common/tile_order.cuh"
 #include "common/types.cuh"
 
-template <class Config>
+template <class Config, u32 kBlock = kBlockK>
 struct GemmWalk {
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns, kSplitK = Config::kSplitK;
 
@@ -21,7 +21,7 @@ struct GemmWalk {
         order = {ceil_div(rows, Config::kClusterRows), ceil_div(columns, Config::kClusterColumns)};
         first = blockIdx.x / kPerCluster;
         step = gridDim.x / kPerCluster;
-        const u32 all = ceil_div(k, kBlockK), part = kSplitK > 1 ? rank : 0;
+        const u32 all = ceil_div(k, kBlock), part = kSplitK > 1 ? rank : 0;
         k_begin = all * part / kSplitK;
         k_blocks = all * (part + 1) / kSplitK - k_begin;
     }

@@ -2,6 +2,7 @@
 // tile over all CTAs (through distributed shared memory, in rank order: deterministic) and writes it out.
 #pragma once
 #include "common/barrier.cuh"
+#include "common/head_splits.cuh"
 #include "common/types.cuh"
 
 __device__ __forceinline__ float4 load_remote(const float* local, u32 rank) {
@@ -42,7 +43,8 @@ __device__ __forceinline__ void write_four(Out* d, const Out* c, u64 offset, flo
 
 // `partial` is this CTA's [kM][kPitch] tile, at the same place in every CTA; m0, n0 its corner in d [m, n].
 // Called by kThreads threads of each of the kSplits CTAs, after their barrier; n is a multiple of 4.
-template <u32 kSplits, bool kHasC, u32 kM, u32 kN, u32 kPitch, u32 kThreads, class Out>
+template <u32 kSplits, bool kHasC, u32 kM, u32 kN, u32 kPitch, u32 kThreads, class Columns = AllColumns,
+          class Out>
 __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, const Out* c, u32 m0, u32 n0, u32 m,
                                                  u32 n, u32 rank, u32 thread) {
     constexpr u32 kQuads = kN / 4;
@@ -66,6 +68,6 @@ __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, c
         for (u32 s = 1; s < kSplits; ++s) {
             sum.x += parts[s].x, sum.y += parts[s].y, sum.z += parts[s].z, sum.w += parts[s].w;
         }
-        write_four<kHasC>(d, c, static_cast<u64>(m0 + row) * n + n0 + column, sum);
+        write_four<kHasC>(d, c, static_cast<u64>(m0 + row) * Columns::at(n) + Columns::at(n0 + column), sum);
     }
 }

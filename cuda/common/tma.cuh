@@ -7,11 +7,28 @@ __device__ __forceinline__ void tma_prefetch_descriptor(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// L2's policy for lines that are read once: they push out each other instead of what else is there.
+__device__ __forceinline__ u64 l2_evict_first() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 __device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, Barrier& barrier, int x, int y) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
             shared_address(to)),
         "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y)
+        : "memory");
+}
+
+// With a policy of L2. One that says what is the default anyway costs time.
+__device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, Barrier& barrier, int x, int y,
+                                            u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "l"(policy)
         : "memory");
 }
 
@@ -32,6 +49,13 @@ __device__ __forceinline__ void tma_prefetch_2d(const TensorMap& map, int x, int
 
 __device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* from, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+                 "r"(shared_address(from)), "r"(x), "r"(y)
+                 : "memory");
+}
+
+// Adds the box to what is there, each element by an atomic operation of the L2 cache: nothing is read or waited for here.
+__device__ __forceinline__ void tma_reduce_add_2d(const TensorMap& map, const void* from, int x, int y) {
+    asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                  "r"(shared_address(from)), "r"(x), "r"(y)
                  : "memory");
 }

@@ -16,6 +16,11 @@ struct bf16 {
     u16 bits;
 };
 
+// An input element; the bits of a float16.
+struct f16 {
+    u16 bits;
+};
+
 // Rounds to nearest even and packs: `low` in the lower half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
     u32 packed;

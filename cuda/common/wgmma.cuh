@@ -1,4 +1,4 @@
-// Warpgroup matrix multiply-accumulate (wgmma), both operands in shared memory, K-major, 128-byte swizzle.
+// Warpgroup matrix multiply-accumulate (wgmma), both operands in shared memory, 128-byte swizzle.
 #pragma once
 #include "common/types.cuh"
 
@@ -7,6 +7,16 @@ __device__ __forceinline__ u64 wgmma_descriptor(u32 shared_address) {
     constexpr u64 kSwizzle128 = 1ull << 62;
     constexpr u64 kGroupStride = (1024ull >> 4) << 32;
     return kSwizzle128 | kGroupStride | (1ull << 16) | ((shared_address & 0x3ffff) >> 4);
+}
+
+// As above, of a tile whose rows run along M or N: slabs of 64 elements of M or N, a row of 128 bytes for each of K. Groups
+// of 8 rows are 1024 bytes apart, slabs kSlabBytes.
+template <u32 kSlabBytes>
+__device__ __forceinline__ u64 wgmma_descriptor_mn(u32 shared_address) {
+    constexpr u64 kSwizzle128 = 1ull << 62;
+    constexpr u64 kGroupStride = (1024ull >> 4) << 32;
+    constexpr u64 kSlabStride = static_cast<u64>(kSlabBytes >> 4) << 16;
+    return kSwizzle128 | kGroupStride | kSlabStride | ((shared_address & 0x3ffff) >> 4);
 }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -24,10 +34,6 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[kCount]) {
 #pragma unroll
     for (u32 i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-
-// D[64, N] (+)= A[64, 32] B[N, 32]^T in e4m3 with FP32 accumulators, N / 2 of them a thread.
-template <u32 kN>
-struct WgmmaE4m3;
 
 // PTX wants each register spelled out: lists of 4 n operands, as text (T) and as constraints (C).
 #define JDG_T0 "%0, %1, %2, %3"
@@ -128,7 +134,46 @@ struct WgmmaE4m3;
 #define JDG_TEXT32 JDG_TEXT31 ", " JDG_T31
 #define JDG_REGS32 JDG_REGS31, JDG_C(31)
 
-#define JDG_WGMMA_E4M3(n, quarter, a, b, accumulate)                                                              \
+// F(N, N / 8, the numbers of the operands behind the registers) for each N.
+#define JDG_EACH_N(F) \
+    F(8, 1, "%4", "%5", "%6", "%7", "%8") \
+    F(16, 2, "%8", "%9", "%10", "%11", "%12") \
+    F(24, 3, "%12", "%13", "%14", "%15", "%16") \
+    F(32, 4, "%16", "%17", "%18", "%19", "%20") \
+    F(40, 5, "%20", "%21", "%22", "%23", "%24") \
+    F(48, 6, "%24", "%25", "%26", "%27", "%28") \
+    F(56, 7, "%28", "%29", "%30", "%31", "%32") \
+    F(64, 8, "%32", "%33", "%34", "%35", "%36") \
+    F(72, 9, "%36", "%37", "%38", "%39", "%40") \
+    F(80, 10, "%40", "%41", "%42", "%43", "%44") \
+    F(88, 11, "%44", "%45", "%46", "%47", "%48") \
+    F(96, 12, "%48", "%49", "%50", "%51", "%52") \
+    F(104, 13, "%52", "%53", "%54", "%55", "%56") \
+    F(112, 14, "%56", "%57", "%58", "%59", "%60") \
+    F(120, 15, "%60", "%61", "%62", "%63", "%64") \
+    F(128, 16, "%64", "%65", "%66", "%67", "%68") \
+    F(136, 17, "%68", "%69", "%70", "%71", "%72") \
+    F(144, 18, "%72", "%73", "%74", "%75", "%76") \
+    F(152, 19, "%76", "%77", "%78", "%79", "%80") \
+    F(160, 20, "%80", "%81", "%82", "%83", "%84") \
+    F(168, 21, "%84", "%85", "%86", "%87", "%88") \
+    F(176, 22, "%88", "%89", "%90", "%91", "%92") \
+    F(184, 23, "%92", "%93", "%94", "%95", "%96") \
+    F(192, 24, "%96", "%97", "%98", "%99", "%100") \
+    F(200, 25, "%100", "%101", "%102", "%103", "%104") \
+    F(208, 26, "%104", "%105", "%106", "%107", "%108") \
+    F(216, 27, "%108", "%109", "%110", "%111", "%112") \
+    F(224, 28, "%112", "%113", "%114", "%115", "%116") \
+    F(232, 29, "%116", "%117", "%118", "%119", "%120") \
+    F(240, 30, "%120", "%121", "%122", "%123", "%124") \
+    F(248, 31, "%124", "%125", "%126", "%127", "%128") \
+    F(256, 32, "%128", "%129", "%130", "%131", "%132")
+
+// D[64, N] (+)= A[64, 32] B[N, 32]^T in e4m3 with FP32 accumulators, N / 2 of them a thread.
+template <u32 kN>
+struct WgmmaE4m3;
+
+#define JDG_WGMMA_E4M3(n, quarter, a, b, accumulate, unused1, unused2)                                            \
     template <>                                                                                                   \
     struct WgmmaE4m3<n> {                                                                                         \
         static __device__ __forceinline__ void run(float (&d)[n / 2], u64 desc_a, u64 desc_b, bool add) {         \
@@ -140,35 +185,23 @@ struct WgmmaE4m3;
         }                                                                                                         \
     };
 
-JDG_WGMMA_E4M3(8, 1, "%4", "%5", "%6")
-JDG_WGMMA_E4M3(16, 2, "%8", "%9", "%10")
-JDG_WGMMA_E4M3(24, 3, "%12", "%13", "%14")
-JDG_WGMMA_E4M3(32, 4, "%16", "%17", "%18")
-JDG_WGMMA_E4M3(40, 5, "%20", "%21", "%22")
-JDG_WGMMA_E4M3(48, 6, "%24", "%25", "%26")
-JDG_WGMMA_E4M3(56, 7, "%28", "%29", "%30")
-JDG_WGMMA_E4M3(64, 8, "%32", "%33", "%34")
-JDG_WGMMA_E4M3(72, 9, "%36", "%37", "%38")
-JDG_WGMMA_E4M3(80, 10, "%40", "%41", "%42")
-JDG_WGMMA_E4M3(88, 11, "%44", "%45", "%46")
-JDG_WGMMA_E4M3(96, 12, "%48", "%49", "%50")
-JDG_WGMMA_E4M3(104, 13, "%52", "%53", "%54")
-JDG_WGMMA_E4M3(112, 14, "%56", "%57", "%58")
-JDG_WGMMA_E4M3(120, 15, "%60", "%61", "%62")
-JDG_WGMMA_E4M3(128, 16, "%64", "%65", "%66")
-JDG_WGMMA_E4M3(136, 17, "%68", "%69", "%70")
-JDG_WGMMA_E4M3(144, 18, "%72", "%73", "%74")
-JDG_WGMMA_E4M3(152, 19, "%76", "%77", "%78")
-JDG_WGMMA_E4M3(160, 20, "%80", "%81", "%82")
-JDG_WGMMA_E4M3(168, 21, "%84", "%85", "%86")
-JDG_WGMMA_E4M3(176, 22, "%88", "%89", "%90")
-JDG_WGMMA_E4M3(184, 23, "%92", "%93", "%94")
-JDG_WGMMA_E4M3(192, 24, "%96", "%97", "%98")
-JDG_WGMMA_E4M3(200, 25, "%100", "%101", "%102")
-JDG_WGMMA_E4M3(208, 26, "%104", "%105", "%106")
-JDG_WGMMA_E4M3(216, 27, "%108", "%109", "%110")
-JDG_WGMMA_E4M3(224, 28, "%112", "%113", "%114")
-JDG_WGMMA_E4M3(232, 29, "%116", "%117", "%118")
-JDG_WGMMA_E4M3(240, 30, "%120", "%121", "%122")
-JDG_WGMMA_E4M3(248, 31, "%124", "%125", "%126")
-JDG_WGMMA_E4M3(256, 32, "%128", "%129", "%130")
+JDG_EACH_N(JDG_WGMMA_E4M3)
+
+// D[64, N] (+)= A[64, 16] B[N, 16]^T in bf16 with FP32 accumulators. kMnA, kMnB: whether rows of the tile of A run along
+// M, of B along N, instead of along K.
+template <u32 kN, bool kMnA, bool kMnB>
+struct WgmmaBf16;
+
+#define JDG_WGMMA_BF16(n, quarter, a, b, accumulate, mn_a, mn_b)                                                  \
+    template <bool kMnA, bool kMnB>                                                                               \
+    struct WgmmaBf16<n, kMnA, kMnB> {                                                                             \
+        static __device__ __forceinline__ void run(float (&d)[n / 2], u64 desc_a, u64 desc_b, bool add) {         \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate                                           \
+                         ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" JDG_TEXT##quarter     \
+                         "}, " a ", " b ", p, 1, 1, " mn_a ", " mn_b ";\n}\n"                                     \
+                         : JDG_REGS##quarter                                                                      \
+                         : "l"(desc_a), "l"(desc_b), "r"(static_cast<int>(add)), "n"(kMnA), "n"(kMnB));           \
+        }                                                                                                         \
+    };
+
+JDG_EACH_N(JDG_WGMMA_BF16)

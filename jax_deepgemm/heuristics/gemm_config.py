@@ -35,6 +35,10 @@ class GemmConfig:
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
+    STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
+    ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
+
     def __post_init__(self) -> None:
         if self.rows not in self.MOST_COLUMNS:
             *first, last = self.MOST_COLUMNS
@@ -108,8 +112,8 @@ class GemmConfig:
         return [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
 
     def stage_bytes(self) -> int:
-        """Of a stage: its tiles, their scales, two barriers."""
-        return self.stage_blocks * self.block_bytes() + 16
+        """Of a stage: its tiles, their scales, its barriers."""
+        return self.stage_blocks * self.block_bytes() + 8 * self.STAGE_BARRIERS
 
     def block_bytes(self) -> int:
         """Of a block of K: its tiles and their scales."""

@@ -31,9 +31,14 @@ MULTICAST_US = 1.0  # for CTAs that wait for each other
 @functools.lru_cache(maxsize=4096)
 def fp8_gemm(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> GemmConfig:
     """The configuration for D[m, n] = A[m, k] B[n, k]^T on `num_sms` processors with `smem_bytes` a block."""
+    return ranked(m, n, k, out_bytes, num_sms, smem_bytes)[0]
+
+
+def ranked(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[GemmConfig]:
+    """All candidates for that problem, the cheapest first; never none."""
     fitting = (c for c in candidates(m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
     # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
-    return min(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms), -c.stage_blocks))
+    return sorted(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms), -c.stage_blocks))
 
 
 def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:

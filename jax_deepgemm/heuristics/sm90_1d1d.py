@@ -27,8 +27,13 @@ SPLIT_STORE_US = 2.7
 @functools.lru_cache(maxsize=4096)
 def fp8_gemm(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> GemmConfig1d1d:
     """The configuration for D[m, n] = A[m, k] B[n, k]^T on `num_sms` processors with `smem_bytes` a block."""
+    return ranked(m, n, k, out_bytes, num_sms, smem_bytes)[0]
+
+
+def ranked(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[GemmConfig1d1d]:
+    """All candidates for that problem, the cheapest first; never none."""
     fitting = (c for c in candidates(m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
-    return min(fitting, key=lambda c: estimate_us(c, m, n, k, out_bytes, num_sms))
+    return sorted(fitting, key=lambda c: estimate_us(c, m, n, k, out_bytes, num_sms))
 
 
 def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig1d1d]:

@@ -1,27 +1,31 @@
 """Quantisation to FP8 with one scale a block, and back.
 
 The scale of a block is its largest magnitude over 448, the largest float8_e4m3fn; magnitudes under 1e-4 count as 1e-4,
-so that a block of zeros has a scale too. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
+so that a block of zeros has a scale too. To divide by 448, and by the scale, is to multiply with the float32 nearest to
+its reciprocal. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3).
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
+from jax.interpreters import ad
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
-from jax_deepgemm.partition import with_explicit_axes
+from jax_deepgemm.factors import Factors
+from jax_deepgemm.op import Avals, Layouts, Op, Params
+from jax_deepgemm.ops.casting_plan import TILE, Block, plan
+from jax_deepgemm.primitive import make
 
 E4M3_MAX = 448.0
-_SMALLEST_AMAX = 1e-4
+SMALLEST_AMAX = 1e-4
 _WIDE = (jnp.bfloat16, jnp.float16, jnp.float32)
 _KNOWN_BLOCKS = ((1, 128), (128, 128), (1, 32))
 
@@ -39,10 +43,11 @@ def per_token_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     """
     if not isinstance(gran_k, int) or gran_k < 1:
         checks.fail(ValueError, "gran_k", "a positive number of columns", str(gran_k))
-    return _cast(checks.array("x", x, _WIDE, "M, K"), (1, gran_k), use_ue8m0)
+    x = checks.array("x", x, _WIDE, "M, K")
+    return quantise(x, straight=(1, gran_k), use_ue8m0=use_ue8m0)[0]
 
 
-def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: tuple[int, int] = (128, 128)) -> Quantized:
+def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: Block = (128, 128)) -> Quantized:
     """Quantises weights: one scale for each `block` of rows and columns.
 
     x: bfloat16, float16 or float32 [N, K], of any size.
@@ -53,7 +58,8 @@ def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: tuple
 
     Raises TypeError or ValueError, naming the argument, where `x` or `block` is none of these.
     """
-    return _cast(checks.array("x", x, _WIDE, "N, K"), _checked_block(block), use_ue8m0)
+    x = checks.array("x", x, _WIDE, "N, K")
+    return quantise(x, straight=_checked_block(block), use_ue8m0=use_ue8m0)[0]
 
 
 def per_channel_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False) -> Quantized:
@@ -74,14 +80,14 @@ def per_channel_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False) -> Quantiz
     >>> fp8_gemm_nt(per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x), recipe=((1, 128), (1, 128))).shape
     (8, 16)
     """
-    # Transposed last: it is then FP8 that moves, and a scale with M contiguous, as the GEMM wants it, that is written.
-    return Quantized(*(v.T for v in _cast(checks.array("x", x, _WIDE, "K, M"), (128, 1), use_ue8m0)))
+    x = checks.array("x", x, _WIDE, "K, M")
+    return quantise(x, turned=(TILE, 1), use_ue8m0=use_ue8m0)[0]
 
 
 def cast_back_from_fp8(
     x: Quantized | tuple[jax.Array, jax.Array],
     *,
-    block: tuple[int, int] | None = None,
+    block: Block | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Dequantises: `data * scale`, multiplied in float32.
@@ -105,41 +111,139 @@ def cast_back_from_fp8(
 
 
 @functools.partial(jax.jit, static_argnames="block")
-def dequantise(x: Quantized, block: tuple[int, int]) -> jax.Array:
+def dequantise(x: Quantized, block: Block) -> jax.Array:
     """float32 values of an operand that has been checked."""
-    return x.data.astype(jnp.float32) * _spread(x.scale.astype(jnp.float32), block, x.data.shape)
+    # Without the barrier, XLA for GPUs takes a cast and its inverse in the same jit for nothing, and rounds nothing.
+    return jax.lax.optimization_barrier(x.data).astype(jnp.float32) * _spread(
+        x.scale.astype(jnp.float32), block, x.data.shape
+    )
 
 
-def _checked_block(block: tuple[int, int]) -> tuple[int, int]:
+def _checked_block(block: Block) -> Block:
     if not isinstance(block, tuple) or len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
         checks.fail(ValueError, "block", "a tuple (rows, columns) of positive numbers", str(block))
     return block
 
 
-def _cast(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> Quantized:
-    def specs(mesh_shape: Mapping[str, int], types: Sequence[Any]) -> list[PartitionSpec]:
-        """A scale is sharded as its blocks are, where none is cut."""
-        entries = types[0].sharding.spec
-        shards = [math.prod(mesh_shape[n] for n in ((e,) if isinstance(e, str) else e or ())) for e in entries]
-        whole = [size % (b * s) == 0 for size, b, s in zip(x.shape, block, shards, strict=True)]
-        return [entries, PartitionSpec(*(e if w else None for e, w in zip(entries, whole, strict=True)))]
+def quantise(
+    x: jax.Array,
+    *,
+    straight: Block | None = None,
+    turned: Block | None = None,
+    use_ue8m0: bool = False,
+    smallest_amax: float = SMALLEST_AMAX,
+) -> list[Quantized]:
+    """`x`, which has been checked, quantised as it lies, and transposed, both by one kernel that reads it once.
 
-    return Quantized(*with_explicit_axes(lambda v: _scaled(v, block=block, use_ue8m0=use_ue8m0), [x], specs))
+    straight, turned: rows and columns of `x` that share a scale in the one and in the other; None leaves it out.
+    smallest_amax: what a smaller magnitude counts as.
+    """
+    flat = _call(x, straight=straight, turned=turned, use_ue8m0=use_ue8m0, smallest_amax=smallest_amax)
+    return [Quantized(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
 
 
-@functools.partial(jax.jit, static_argnames=("block", "use_ue8m0"))
-def _scaled(x: jax.Array, block: tuple[int, int], use_ue8m0: bool) -> list[jax.Array]:
+def _abstract_eval(
+    avals: Avals, *, straight: Block | None, turned: Block | None, use_ue8m0: bool, smallest_amax: float
+) -> list[jax.ShapeDtypeStruct]:
+    shape = avals[0].shape
+    scale_dtype = jnp.float8_e8m0fnu if use_ue8m0 else jnp.float32
+    results = []
+    for block, step in ((straight, 1), (turned, -1)):
+        if block is not None:
+            results.append(jax.ShapeDtypeStruct(shape[::step], jnp.float8_e4m3fn))
+            results.append(jax.ShapeDtypeStruct(checks.scale_shape(shape, block)[::step], scale_dtype))
+    return results
+
+
+def reference(
+    x: jax.Array,
+    *,
+    straight: Block | None = None,
+    turned: Block | None = None,
+    use_ue8m0: bool = False,
+    smallest_amax: float = SMALLEST_AMAX,
+) -> list[jax.Array]:
+    """What `quantise` computes, in plain JAX, as a flat list."""
+    results = []
+    if straight is not None:
+        results += _scaled(x, straight, use_ue8m0, smallest_amax)
+    if turned is not None:
+        # Transposed last: it is then FP8 that moves, and a scale with M contiguous, as the GEMM wants it.
+        results += [v.T for v in _scaled(x, turned, use_ue8m0, smallest_amax)]
+    return results
+
+
+def _factors(avals: Avals, params: Params) -> Factors:
+    """Dimensions in blocks where they divide; where not, they are neither sharded nor batched."""
+    blocks = [b for b in (params["straight"], params["turned"]) if b is not None]
+    dims: list[str] = []
+    sizes: list[tuple[str, int]] = []
+    whole: list[str] = []
+    for name, size, lengths in zip("rc", avals[0].shape, zip(*blocks, strict=True), strict=True):
+        length = max(lengths)
+        if length == 1:
+            dims.append(name)
+        elif size % length == 0:
+            dims.append(f"({name}b {name}i)")
+            sizes += [(f"{name}b", size // length), (f"{name}i", length)]
+            whole.append(f"{name}i")
+        else:
+            dims.append(name)
+            whole += [name, f"{name}b"]
+    results = []
+    for block, step in ((params["straight"], 1), (params["turned"], -1)):
+        if block is not None:
+            scale = [d if b == 1 else f"{n}b" for d, n, b in zip(dims, "rc", block, strict=True)]
+            results += [" ".join(dims[::step]), " ".join(scale[::step])]
+    return Factors(f"{' '.join(dims)} -> {', '.join(results)}", tuple(sizes), whole=tuple(whole))
+
+
+def _result_layouts(avals: Avals, params: Params) -> Layouts:
+    """Scales of single rows, or columns, with these fastest, as the GEMM reads them."""
+    layouts: list[tuple[int, ...] | None] = []
+    for block in (params["straight"], params["turned"]):
+        if block is not None:
+            layouts += [None, (0, 1) if 1 in block else None]
+    return layouts
+
+
+def _jvp(
+    call: Callable[..., Sequence[jax.Array]], primals: Sequence[jax.Array], tangents: Sequence[Any], params: Params
+) -> tuple[Sequence[jax.Array], Sequence[Any]]:
+    """The derivatives of the reference: rounding counts as the identity, scales as constant."""
+    (tangent,) = map(ad.instantiate_zeros, tangents)
+    _, out_tangents = jax.jvp(functools.partial(reference, **params), tuple(primals), (tangent,))
+    return call(*primals, **params), out_tangents
+
+
+_call: Any = make(
+    Op(
+        name="cast_to_fp8",
+        abstract_eval=_abstract_eval,
+        reference=reference,
+        plan=plan,
+        result_layouts=_result_layouts,
+        factors=_factors,
+        jvp=_jvp,
+    )
+)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _scaled(x: jax.Array, block: Block, use_ue8m0: bool, smallest_amax: float) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
-    scale = stored = jnp.maximum(_amax(x, block), _SMALLEST_AMAX) / E4M3_MAX
+    # Products with reciprocals: XLA makes them of divisions anyway, but not everywhere. So said, the bits are the same
+    # on every platform.
+    scale = stored = jnp.maximum(_amax(x, block), smallest_amax) * np.float32(1 / E4M3_MAX)
     if use_ue8m0:
         stored = _ceil_to_ue8m0(scale)
         scale = stored.astype(jnp.float32)
     # Rounding of the scale can carry a value over 448, of which astype would make NaN.
-    scaled = jnp.clip(wide / _spread(scale, block, x.shape), -E4M3_MAX, E4M3_MAX)
+    scaled = jnp.clip(wide * _spread(1 / scale, block, x.shape), -E4M3_MAX, E4M3_MAX)
     return [scaled.astype(jnp.float8_e4m3fn), stored]
 
 
-def _amax(x: jax.Array, block: tuple[int, int]) -> jax.Array:
+def _amax(x: jax.Array, block: Block) -> jax.Array:
     rows, columns = checks.scale_shape(x.shape, block)
     padding = [(0, n * b - s) for n, b, s in zip((rows, columns), block, x.shape, strict=True)]
     # As integers, magnitudes order the same, with NaN on top: XLA's maximum of floats loses NaN on some CPUs. In the
@@ -156,7 +260,7 @@ def _ceil_to_ue8m0(scale: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.minimum(exponent, 255).astype(jnp.uint8), jnp.float8_e8m0fnu)
 
 
-def _spread(scale: jax.Array, block: tuple[int, int], shape: tuple[int, ...]) -> jax.Array:
+def _spread(scale: jax.Array, block: Block, shape: tuple[int, ...]) -> jax.Array:
     """Each scale repeated over its block."""
     for axis in (0, 1):
         scale = jnp.repeat(scale, block[axis], axis=axis)

@@ -12,14 +12,17 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan
+from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan, ranked
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
 RECIPES: tuple[Recipe, ...] = (RECIPE, ROW_RECIPE)  # the default first
+_CONFIGS: dict[Recipe, type[GemmConfig]] = {RECIPE: GemmConfig, ROW_RECIPE: GemmConfig1d1d}
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -31,6 +34,7 @@ def fp8_gemm_nt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: GemmConfig | None = None,
 ) -> jax.Array:
     """`A @ B.T (+ C)` of FP8 matrices with block scales, accumulated in float32.
 
@@ -41,6 +45,8 @@ def fp8_gemm_nt(
     recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (128, 128)).
         ((1, 128), (1, 128)), where `b` is quantised like `a` and its scale is [N, ceil(K / 128)], is for the gradients
         of weights (DeepGEMM's (1, 1, 128)).
+    config: the kernel's tiles, instead of what `tune` found or the heuristics choose; a GemmConfig1d1d where `b` has a
+        scale for each row. Only a kernel heeds it.
 
     Scales are float32, or float8_e8m0fnu. Sizes may be zero; K, and a row of the result, are multiples of 16 bytes.
     Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
@@ -60,7 +66,7 @@ def fp8_gemm_nt(
     >>> fp8_gemm_nt(a, b).shape
     (4, 128)
     """
-    return _gemm(_K_MAJOR, a, b, c, out_dtype, recipe)
+    return _gemm(_K_MAJOR, a, b, c, out_dtype, recipe, config)
 
 
 def fp8_gemm_nn(
@@ -70,6 +76,7 @@ def fp8_gemm_nn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: GemmConfig | None = None,
 ) -> jax.Array:
     """`A @ B (+ C)`: `fp8_gemm_nt` of a B whose N is contiguous.
 
@@ -80,7 +87,7 @@ def fp8_gemm_nn(
     A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
     contiguous, so XLA transposes `b`, or has whatever computes it in the same jit write it so.
     """
-    return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe)
+    return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe, config)
 
 
 def fp8_gemm_tn(
@@ -90,6 +97,7 @@ def fp8_gemm_tn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: GemmConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B (+ C)`: `fp8_gemm_nt` of an A whose M and a B whose N are contiguous.
 
@@ -101,7 +109,7 @@ def fp8_gemm_tn(
     contiguous, so XLA transposes both, or has whatever computes them in the same jit write them so. The scale of `a`
     is taken as it is.
     """
-    return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe)
+    return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe, config)
 
 
 def fp8_gemm_tt(
@@ -111,6 +119,7 @@ def fp8_gemm_tt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
+    config: GemmConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B.T (+ C)`: `fp8_gemm_nt` of an A whose M is contiguous.
 
@@ -122,7 +131,7 @@ def fp8_gemm_tt(
     contiguous, so XLA transposes `a`, or has whatever computes it in the same jit write it so. The scale of `a` is
     taken as it is.
     """
-    return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe)
+    return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe, config)
 
 
 def _gemm(
@@ -132,6 +141,7 @@ def _gemm(
     c: jax.Array | None,
     out_dtype: DTypeLike,
     recipe: Recipe | None,
+    config: GemmConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
     recipe = RECIPE if recipe is None else recipe
@@ -149,9 +159,10 @@ def _gemm(
     if n * dtype.itemsize % 16:
         wanted = f"of shape ({dims[1]}) with N a multiple of {16 // dtype.itemsize} for {dtype} out"
         checks.fail(ValueError, "b", wanted, b.data)
+    checks.config(config, [_CONFIGS[recipe]], dtype.itemsize)
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
     operands = [v if d in _K_MAJOR else v.T for x, d in zip((a, b), dims, strict=True) for v in x]
-    return _call(*operands, *added, out_dtype=dtype, recipe=recipe)[0]
+    return _call(*operands, *added, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 
 def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
@@ -163,7 +174,9 @@ def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
 # The operands of the primitive: a's data and scale, b's data and scale, and c if there is one.
 
 
-def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe) -> list[jax.ShapeDtypeStruct]:
+def _abstract_eval(
+    avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe, config: GemmConfig | None
+) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((avals[0].shape[0], avals[2].shape[0]), out_dtype)]
 
 
@@ -175,6 +188,7 @@ def _reference(
     *c: jax.Array,
     out_dtype: jnp.dtype,
     recipe: Recipe,
+    config: GemmConfig | None,
 ) -> list[jax.Array]:
     product = jax.lax.dot_general(
         dequantise(Quantized(a, a_scale), block=recipe[0]),
@@ -239,6 +253,8 @@ _call: Any = make(
         abstract_eval=_abstract_eval,
         reference=_reference,
         plan=plan,
+        configs=tuple(_CONFIGS.values()),
+        ranked=ranked,
         operand_layouts=_operand_layouts,
         aliases=_aliases,
         factors=_factors,

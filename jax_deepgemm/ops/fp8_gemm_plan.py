@@ -12,6 +12,7 @@ from jax_deepgemm.heuristics import sm90, sm90_1d1d
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
+from jax_deepgemm.ops.head_splits import HeadSplits
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
 ROW_RECIPE = ((1, 128), (1, 128))
+_HEURISTICS: dict[Any, Any] = {RECIPE: sm90, ROW_RECIPE: sm90_1d1d}
 MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last tile, are signed 32-bit numbers
 
 
@@ -33,14 +35,33 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
+    problem = problem_of(avals, out_avals, target, config)
+    if problem is None:
+        return None
+    chosen = params.get("config") or _HEURISTICS[params["recipe"]].fp8_gemm(*problem)
+    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Sequence[GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = problem_of(avals, out_avals, target, config)
+    return [] if problem is None else _HEURISTICS[params["recipe"]].ranked(*problem)
+
+
+def problem_of(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], target: Target, config: Config
+) -> tuple[int, int, int, int, int, int] | None:
+    """m, n, k, bytes of a result, processors and shared memory: all that the heuristics ask for.
+
+    None where no kernel takes them.
+    """
     (m, k), (n, _) = avals[0].shape, avals[2].shape
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
-    num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    choose = {RECIPE: sm90.fp8_gemm, ROW_RECIPE: sm90_1d1d.fp8_gemm}[params["recipe"]]
-    chosen = choose(m, n, k, out_bytes, num_sms, target.smem_bytes)
-    return launch(chosen, m, n, k, out_bytes, num_sms, target.smem_bytes, has_c=len(avals) > 4, pdl=config.pdl)
+    return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
 def launch(
@@ -54,6 +75,7 @@ def launch(
     *,
     has_c: bool = False,
     pdl: bool = False,
+    splits: HeadSplits | None = None,
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
     stages = tile.stages(out_bytes, smem_bytes)
@@ -77,23 +99,28 @@ def launch(
         ("kAhead", tile.ahead if by_row else 0),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
+        ("kReadBOnce", m <= tile.tile_m),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
+    if splits is not None:
+        splits.check(tile, out_bytes, smem_bytes)
+        template += (("Columns", splits.functor),)
     a, a_scale, b, b_scale, c = range(5)
-    d = 5 if has_c else 4
+    d = 5 if has_c or (splits and splits.keeps) else 4
+    width = splits.width(n) if splits else n
     rows, columns = (b, a) if tile.swap else (a, b)
     extent = {a: m, b: n}
 
     def operand(buffer: int, box: int) -> TensorMap:
         return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
 
-    def output(buffer: int, box: tuple[int, int], swizzle: int) -> TensorMap:
+    def output(buffer: int, columns: int, box: tuple[int, int], swizzle: int) -> TensorMap:
         dtype = "bfloat16" if out_bytes == 2 else "float32"
-        return TensorMap(buffer, dtype, (n, m), (n * out_bytes,), box, swizzle=swizzle)
+        return TensorMap(buffer, dtype, (columns, m), (columns * out_bytes,), box, swizzle=swizzle)
 
-    d_map = output(d, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
-    c_map = output(c, (128 // out_bytes, tile.rows), 128) if has_c and not tile.swap else d_map
+    d_map = output(d, width, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
+    c_map = output(c, n, (128 // out_bytes, tile.rows), 128) if has_c and not tile.swap else d_map
     return Launch(
         kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),

@@ -8,6 +8,7 @@ one scale for each 128 tokens, and the sum stays in float32.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +19,16 @@ from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
-from jax_deepgemm.ops.casting import per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
+from jax_deepgemm.ops.casting import SMALLEST_AMAX, quantise
 from jax_deepgemm.ops.folding import merge, reshard, resize, spec, split
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn, fp8_gemm_nt
 from jax_deepgemm.ops.fp8_gemm_plan import ROW_RECIPE
 
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32))
-_WEIGHT_BLOCK = (128, 128)
+_WEIGHT_BLOCK, _COLUMNS, _TOKENS = (128, 128), (1, 128), (128, 1)  # what shares a scale
 _MULTIPLE = 16  # of what a GEMM sums over: K in the forward pass, N for `dx`, M for `dw`
-_LIFT = 2.0**32
+# The casts count what is under 1e-4 as 1e-4. Gradients of a mean over many tokens may be far smaller.
+_SMALLEST_GRADIENT = SMALLEST_AMAX * 2.0**-32
 
 
 def fp8_linear(
@@ -42,7 +44,7 @@ def fp8_linear(
 
     Returns `out_dtype` [..., N]. The gradients are `dx = dy @ w`, with the FP8 weights of the forward pass, and
     `dw = dy.T @ x`, summed in float32 and returned in the dtypes of `x` and `w`. Rounding to FP8 counts as the
-    identity. The backward pass keeps `x` as it is, and `w` in FP8.
+    identity. The backward pass keeps `w` in FP8, and `x` too if it has a multiple of 128 rows, else as it is.
 
     Sizes are free, zero included. What is no multiple of 16 is padded with zeros inside, which copies weights that are
     quantised already at every call. Multiples of 128 are fastest.
@@ -99,53 +101,65 @@ class _Types(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul_nt(x: jax.Array, w: jax.Array | Quantized, out_dtype: jnp.dtype, types: _Types) -> jax.Array:
-    result: Any = _forward(x, w, out_dtype)
+    result: Any = _forward(x, w, out_dtype, False)
     return result[0]
 
 
 def _matmul_nt_fwd(x: jax.Array, w: jax.Array | Quantized, out_dtype: jnp.dtype, types: _Types) -> Any:
-    result: Any = _forward(x, w, out_dtype)
-    y, quantised = result
-    return y, (x, quantised)
+    result: Any = _forward(x, w, out_dtype, True)
+    return result
 
 
-def _matmul_nt_bwd(out_dtype: jnp.dtype, types: _Types, kept: tuple[jax.Array, Quantized], dy: jax.Array) -> Any:
+def _matmul_nt_bwd(out_dtype: jnp.dtype, types: _Types, kept: tuple[Any, Quantized], dy: jax.Array) -> Any:
     return _backward(dy, *kept, types)
 
 
 _matmul_nt.defvjp(_matmul_nt_fwd, _matmul_nt_bwd)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _forward(x: jax.Array, w: jax.Array | Quantized, out_dtype: jnp.dtype) -> tuple[jax.Array, Quantized]:
-    """The product, and the weights for the backward pass: quantised, padded."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _forward(x: jax.Array, w: jax.Array | Quantized, out_dtype: jnp.dtype, keep: bool) -> tuple[jax.Array, Any]:
+    """The product, and `x` and `w` for the backward pass, padded, if it is to be kept.
+
+    What is quantised here is quantised for both passes at once, by one read: weights [K, N] for the backward pass, and
+    `x` [K, M] unless blocks of tokens are cut: casting those moves them to other devices.
+    """
+    kept_x: Any = x
     if isinstance(w, Quantized):
-        n = w.data.shape[0]
-        quantised = Quantized(_padded(w.data), w.scale)  # no more blocks than before: 16 divides 128
+        n, kept_x = w.data.shape[0], None
+        quantised = kept_w = Quantized(_padded(w.data), w.scale)  # no more blocks than before: 16 divides 128
     else:
         n = w.shape[0]
-        quantised = per_block_cast_to_fp8(_padded(w))
+        quantised, *rest = quantise(_padded(w), straight=_WEIGHT_BLOCK, turned=_WEIGHT_BLOCK if keep else None)
+        kept_w = rest[0] if rest else None
     x = resize(x, (x.shape[0], quantised.data.shape[1]))
-    y = fp8_gemm_nt(per_token_cast_to_fp8(x), quantised, out_dtype=out_dtype)
-    return resize(y, (x.shape[0], n)), quantised
+    if keep and kept_x is not None and _in_whole_blocks(x):
+        tokens, kept_x = quantise(x, straight=_COLUMNS, turned=_TOKENS)
+    else:
+        (tokens,) = quantise(x, straight=_COLUMNS)
+    y = fp8_gemm_nt(tokens, quantised, out_dtype=out_dtype)
+    return resize(y, (x.shape[0], n)), (kept_x, kept_w) if keep else None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _backward(dy: jax.Array, x: jax.Array, w: Quantized, types: _Types) -> tuple[jax.Array, jax.Array | None]:
-    # The casts count what is under 1e-4 as 1e-4, and gradients of a mean over many tokens may be far smaller. So `dy`
-    # is cast multiplied by a power of two, and its scales divided by it.
-    dy = _padded(dy) * jnp.asarray(_LIFT, dy.dtype)
+def _backward(
+    dy: jax.Array, x: jax.Array | Quantized | None, w: Quantized, types: _Types
+) -> tuple[jax.Array, jax.Array | None]:
+    """The gradients, of `x` and `w` as `_forward` keeps them: none of `x` and `w` [N, K] where `w` has no gradient."""
+    dy = _padded(dy)
+    cast = functools.partial(quantise, dy, smallest_amax=_SMALLEST_GRADIENT)
     summed = (_varying(dy) | _varying(w.data)) - types.x.manual_axis_type.varying
-    dx = fp8_gemm_nn(_lowered(per_token_cast_to_fp8(dy)), w, out_dtype=jnp.float32 if summed else types.x.dtype)
-    if types.w is None:
-        return _gradient(dx, types.x), None
-    summed = (_varying(dy) | _varying(x)) - types.w.manual_axis_type.varying
-    dw = fp8_gemm_nt(
-        _lowered(per_channel_cast_to_fp8(dy)),
-        per_channel_cast_to_fp8(_padded(x)),
-        recipe=ROW_RECIPE,
-        out_dtype=jnp.float32 if summed else types.w.dtype,
-    )
+    dx_dtype = jnp.dtype(jnp.float32) if summed else types.x.dtype
+    if x is None or types.w is None:
+        (rows,) = cast(straight=_COLUMNS)
+        return _gradient(fp8_gemm_nn(rows, w, out_dtype=dx_dtype), types.x), None
+    if isinstance(x, Quantized):
+        rows, tokens = cast(straight=_COLUMNS, turned=_TOKENS)
+    else:
+        (rows,), (tokens,), (x,) = cast(straight=_COLUMNS), cast(turned=_TOKENS), quantise(_padded(x), turned=_TOKENS)
+    dx = fp8_gemm_nt(rows, w, out_dtype=dx_dtype)
+    summed = (_varying(dy) | _varying(x.data)) - types.w.manual_axis_type.varying
+    dw = fp8_gemm_nt(tokens, x, recipe=ROW_RECIPE, out_dtype=jnp.float32 if summed else types.w.dtype)
     return _gradient(dx, types.x), _gradient(dw, types.w)
 
 
@@ -173,8 +187,11 @@ def _padded(x: jax.Array) -> jax.Array:
     return resize(x, [size + -size % _MULTIPLE for size in x.shape])
 
 
-def _lowered(x: Quantized) -> Quantized:
-    return Quantized(x.data, x.scale / _LIFT)
+def _in_whole_blocks(x: jax.Array) -> bool:
+    """Whether 128 tokens that share a scale are whole, also on each device if the type of `x` says what it has."""
+    entry, sizes = spec(x)[0], jax.typeof(x).sharding.mesh.shape
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    return x.shape[0] % (_TOKENS[0] * math.prod(sizes[axis] for axis in axes)) == 0
 
 
 def _varying(x: jax.Array) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 
 from jax_deepgemm import _native
-from jax_deepgemm.heuristics import sm90, sm90_1d1d
+from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_bf16
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
@@ -23,6 +25,10 @@ def forced(config: GemmConfig | None) -> Iterator[None]:
     """Every GEMM that is lowered in the block takes this configuration; None leaves the choice to the heuristics."""
     if config is None:
         yield
+        return
+    if isinstance(config, Bf16GemmConfig):
+        with mock.patch.object(sm90_bf16, "bf16_gemm", lambda layout, *_: dataclasses.replace(config, layout=layout)):
+            yield
         return
     chosen_by = sm90_1d1d if isinstance(config, GemmConfig1d1d) else sm90
     with mock.patch.object(chosen_by, "fp8_gemm", lambda *_: config):
@@ -44,25 +50,25 @@ class Native:
     """A compiled function whose results are written to buffers full of NaN: what a kernel leaves out stays NaN."""
 
     def __init__(self, compiled: jax.stages.Compiled, results: Any):
-        self._compiled, self._results = compiled, results
+        self.compiled, self._results = compiled, results
 
     def __call__(self, *args: Any) -> Any:
-        return self._compiled(poison(self._results), *args)
+        return self.compiled(poison(self._results), *args)
 
     def many(self, times: int, *args: Any) -> list[Any]:
         """The results of calls that follow each other as closely as they can."""
         buffers = jax.block_until_ready([poison(self._results) for _ in range(times)])
-        return [self._compiled(buffer, *args) for buffer in buffers]
+        return [self.compiled(buffer, *args) for buffer in buffers]
 
 
 def native(
     function: Callable[..., Any],
     *args: Any,
-    calls: int = 1,
+    calls: int | None = 1,
     config: GemmConfig | None = None,
     options: dict[str, Any] | None = None,
 ) -> Native:
-    """`function` compiled for arguments like these; the program must have `calls` launches of our kernels."""
+    """`function` compiled for arguments like these, with `calls` launches of our kernels; None: with any number."""
     # A function of its own, since jit would remember a lowering with another configuration.
     results = jax.eval_shape(lambda *xs: function(*xs), *args)
 
@@ -74,7 +80,8 @@ def native(
     with forced(config):
         lowered = jax.jit(poisoned, donate_argnums=0, keep_unused=True).lower(results, *args)
     compiled = lowered.compile(compiler_options=options)
-    assert launches(compiled) == calls, f"{launches(compiled)} launches instead of {calls}"
+    found = launches(compiled)
+    assert found == calls if calls is not None else found, f"{found} launches instead of {calls}"
     return Native(compiled, results)
 
 

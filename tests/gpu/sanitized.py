@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 
 from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
 from tests import helpers
+from tests.bf16 import GEMMS
+from tests.gpu import bf16_problems, casts
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 
@@ -32,14 +36,23 @@ CASES = (
     (GemmConfig1d1d(128, 64, ahead=2), 2),
     (GemmConfig1d1d(64, 96), 2),
     (GemmConfig1d1d(64, 48, split_k=3), 3),
+    (Bf16GemmConfig(128, 48, stage_blocks=2), 2),
+    (Bf16GemmConfig(192, 176, layout="nn"), 2),
+    (Bf16GemmConfig(128, 112, layout="tn", cluster_rows=2), 2),
+    (Bf16GemmConfig(64, 48, layout="tt", split_k=3), 3),
+    (Bf16GemmConfig(64, 24, layout="nn", swap=True, split_k=2), 2),
 )
 
 
 def main() -> None:
     for config, num_sms in CASES:
-        recipe = helpers.ROWS if isinstance(config, GemmConfig1d1d) else helpers.BLOCKS
-        gemm = functools.partial(fp8_gemm_nt, recipe=recipe)
-        p = problem(77, 264, 656, recipe=recipe)
+        gemm: Any = fp8_gemm_nt
+        if isinstance(config, Bf16GemmConfig):
+            gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
+        elif isinstance(config, GemmConfig1d1d):
+            gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 656, recipe=helpers.ROWS)
+        else:
+            p = problem(77, 264, 656)
         c = p.c(jnp.float32)
         with set_target(TARGET), set_num_sms(num_sms):
             run = native(
@@ -54,6 +67,9 @@ def main() -> None:
         p.check(narrow)
         p.check(wide, c)
         print(config, "is right", flush=True)
+    for block in casts.BLOCKS:
+        casts.check(casts.values((130, 140), jnp.bfloat16), [block])
+        print(block, "is right", flush=True)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_each_result_is_the_next_ones_operand():
             a = per_token_cast_to_fp8(d / jnp.maximum(jnp.abs(d).max(axis=1, keepdims=True), 1e-6))
         return fp8_gemm_nt(a, b)
 
-    d = with_and_without_pdl(layers, p.a, p.b, calls=6)
+    d = with_and_without_pdl(layers, p.a, p.b, calls=11)  # casts are ours too
     assert jnp.isfinite(d).all()
 
 

@@ -1,0 +1,301 @@
+// Quantises a matrix to FP8 (e4m3), one scale a block, in one pass over it: as it lies ("straight"), transposed
+// ("turned"), or both from one read.
+//
+// A CTA takes a tile of kTileRows x 128. A thread has 4 rows of 8 columns, a half-warp 4 rows of all 128: the largest
+// magnitudes of rows meet by shuffles, those of columns and of blocks of 128 x 128 through shared memory. What is
+// turned goes through shared memory, where four rows of a column are one word.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/fp8_cast.cuh"
+#include "common/types.cuh"
+
+template <class Config>
+struct Sm90CastFp8 {
+    using In = typename Config::In;
+    using Scale = typename Config::Scale;
+    using Words = ::Words<In>;
+    using BlockScale = ::BlockScale<Scale>;
+    static constexpr u32 kTileRows = Config::kTileRows, kTileColumns = 128;
+    static constexpr u32 kThreads = kTileRows * 4, kWarps = kThreads / 32;
+    static constexpr u32 kRows = 4, kColumns = 8;  // of a thread
+    static constexpr u32 kWords = kColumns / Words::kElements;
+    static constexpr u32 kLoad = Config::kLoad;                // elements of an access to x, which divide a row of it
+    static constexpr u32 kStore = Config::kStore;              // bytes of an access to turned data, likewise
+    static constexpr u32 kLanes = Config::kScaleColumns / 8;  // that share a row's scale
+    static constexpr u32 kQuads = kTileRows / 4;
+    static constexpr bool kBlock = Config::kBlock, kStraight = Config::kStraight, kTurned = Config::kTurned;
+    static_assert(kLoad * sizeof(In) <= 16 && kStore <= 16, "an access is of at most 16 bytes");
+    static_assert(kTileRows == 128 || (!kBlock && !kTurned), "what is scaled along columns takes 128 rows");
+    static_assert(kLanes == 16 || kStraight, "only rows have other scales");
+
+    struct alignas(16) Shared {
+        union {
+            u32 column_amax[kWarps][kTurned ? 128 : 1];  // by `slot`
+            u32 turned[kTurned ? 128 * kQuads : 1];      // [column][four rows], swizzled
+        };
+        float column_reciprocals[kTurned ? 128 : 1];  // by `slot`
+        u32 block_amax[kWarps];
+    };
+
+    struct Problem {
+        const In* x;
+        u8* straight;           // [rows, columns]
+        Scale* straight_scale;  // [column blocks][rows], or [row blocks][column blocks]
+        u8* turned;             // [columns, rows]
+        Scale* turned_scale;    // [row blocks][columns], or [column blocks][row blocks]
+        u32 rows, columns, smallest;
+    };
+
+    const Problem& problem;
+    Shared& shared;
+    const u32 row_tile, column_tile, lane, chunk, quad;
+    u32 words[kRows][kWords];
+
+    __device__ __forceinline__ Sm90CastFp8(const Problem& problem, Shared& shared, u32 tile)
+        : problem(problem),
+          shared(shared),
+          row_tile(tile / ceil_div(problem.columns, kTileColumns)),
+          column_tile(tile % ceil_div(problem.columns, kTileColumns)),
+          lane(threadIdx.x % 32),
+          chunk(lane % 16),
+          quad(threadIdx.x / 16) {}
+
+    // Element j of a thread's columns: accesses of a group of lanes are neighbours.
+    static __device__ __forceinline__ u32 column_of(u32 chunk, u32 j) {
+        return chunk / kLanes * kLanes * 8 + (j / kLoad * kLanes + chunk % kLanes) * kLoad + j % kLoad;
+    }
+
+    // Where the maximum of a column is: without bank conflicts for the threads that have it as element j.
+    static __device__ __forceinline__ u32 slot_of(u32 chunk, u32 j) { return j % 4 * 32 + j / 4 * 16 + chunk; }
+
+    __device__ __forceinline__ u32 row(u32 i) const { return row_tile * kTileRows + quad * 4 + i; }
+    __device__ __forceinline__ u32 column(u32 j) const { return column_tile * kTileColumns + column_of(chunk, j); }
+
+    __device__ __forceinline__ float value(u32 i, u32 j) const {
+        return Words::value(Words::element(words[i][j / Words::kElements], j % Words::kElements));
+    }
+
+    __device__ __forceinline__ void load() {
+#pragma unroll
+        for (u32 i = 0; i < kRows; ++i) {
+            const In* from = problem.x + static_cast<u64>(row(i)) * problem.columns;
+#pragma unroll
+            for (u32 w = 0; w < kWords; ++w) words[i][w] = 0;
+#pragma unroll
+            for (u32 j = 0; j < kColumns; j += kLoad) {
+                if (row(i) < problem.rows && column(j) < problem.columns)
+                    read<kLoad * sizeof(In)>(&words[i][j / Words::kElements], from + column(j), j % Words::kElements);
+            }
+        }
+    }
+
+    template <u32 kBytes>
+    static __device__ __forceinline__ void read(u32* to, const In* from, u32 half) {
+        if constexpr (kBytes == 16) {
+            const uint4 v = *reinterpret_cast<const uint4*>(from);
+            to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+        } else if constexpr (kBytes == 8) {
+            const uint2 v = *reinterpret_cast<const uint2*>(from);
+            to[0] = v.x, to[1] = v.y;
+        } else if constexpr (kBytes == 4) {
+            to[0] = *reinterpret_cast<const u32*>(from);
+        } else {
+            to[0] |= static_cast<u32>(*reinterpret_cast<const u16*>(from)) << (16 * half);
+        }
+    }
+
+    // kBytes from `byte` of the first of the words on.
+    template <u32 kBytes>
+    static __device__ __forceinline__ void write(u8* to, const u32* from, u32 byte) {
+        if constexpr (kBytes == 16) {
+            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+        } else if constexpr (kBytes == 8) {
+            *reinterpret_cast<uint2*>(to) = make_uint2(from[0], from[1]);
+        } else if constexpr (kBytes == 4) {
+            *reinterpret_cast<u32*>(to) = from[0];
+        } else if constexpr (kBytes == 2) {
+            *reinterpret_cast<u16*>(to) = static_cast<u16>(from[0] >> (8 * byte));
+        } else {
+            *to = static_cast<u8>(from[0] >> (8 * byte));
+        }
+    }
+
+    __device__ __forceinline__ BlockScale scale_of(u32 amax) const {
+        return BlockScale::of(__uint_as_float(max(__float_as_uint(Words::value(amax)), problem.smallest)));
+    }
+
+    // ---- scales ---------------------------------------------------------------------------------------------------
+
+    __device__ __forceinline__ u32 row_amax(u32 i) const {
+        u32 found = Words::magnitude(words[i][0]);
+#pragma unroll
+        for (u32 w = 1; w < kWords; ++w) found = Words::larger(found, Words::magnitude(words[i][w]));
+        u32 largest = Words::element(found, 0);
+        if constexpr (Words::kElements == 2) largest = max(largest, Words::element(found, 1));
+        return largest;
+    }
+
+    static __device__ __forceinline__ u32 exchange(u32 zero, u32 one, u32 lane, u32 bit) {
+        const bool set = lane & bit;
+        return max(set ? one : zero, __shfl_xor_sync(0xffffffffu, set ? zero : one, bit));
+    }
+
+    // The scale of the group's row `lane % 4`: the lanes share out the rows while they compare.
+    __device__ __forceinline__ BlockScale row_scale() const {
+        const u32 even = exchange(row_amax(0), row_amax(1), lane, 1), odd = exchange(row_amax(2), row_amax(3), lane, 1);
+        u32 amax = exchange(even, odd, lane, 2);
+#pragma unroll
+        for (u32 step = 4; step < kLanes; step *= 2) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, step));
+        return scale_of(amax);
+    }
+
+    __device__ __forceinline__ BlockScale block_scale() const {
+        u32 amax = row_amax(0);
+#pragma unroll
+        for (u32 i = 1; i < kRows; ++i) amax = max(amax, row_amax(i));
+        amax = __reduce_max_sync(0xffffffffu, amax);
+        if (lane == 0) shared.block_amax[threadIdx.x / 32] = amax;
+        __syncthreads();
+        return scale_of(__reduce_max_sync(0xffffffffu, shared.block_amax[lane % kWarps]));
+    }
+
+    __device__ __forceinline__ void publish_column_amax() const {
+        u32 found[kWords];
+#pragma unroll
+        for (u32 w = 0; w < kWords; ++w) {
+            found[w] = Words::magnitude(words[0][w]);
+#pragma unroll
+            for (u32 i = 1; i < kRows; ++i) found[w] = Words::larger(found[w], Words::magnitude(words[i][w]));
+        }
+        // The two halves of a warp have the same columns; each keeps half of them.
+        const bool upper = lane >= 16;
+#pragma unroll
+        for (u32 w = 0; w < kWords / 2; ++w) {
+            const u32 mine = upper ? found[w + kWords / 2] : found[w], other = upper ? found[w] : found[w + kWords / 2];
+            const u32 largest = Words::larger(mine, __shfl_xor_sync(0xffffffffu, other, 16));
+#pragma unroll
+            for (u32 e = 0; e < Words::kElements; ++e)
+                shared.column_amax[threadIdx.x / 32][(w * Words::kElements + e) * 32 + lane] = Words::element(largest, e);
+        }
+    }
+
+    __device__ __forceinline__ void scale_columns() const {
+        const u32 t = threadIdx.x;
+        if (t >= kTileColumns) return;
+        const u32 slot = slot_of(t % (16 * kLoad) / kLoad, t / (16 * kLoad) * kLoad + t % kLoad);
+        u32 amax = shared.column_amax[0][slot];
+#pragma unroll
+        for (u32 w = 1; w < kWarps; ++w) amax = max(amax, shared.column_amax[w][slot]);
+        const BlockScale found = scale_of(amax);
+        shared.column_reciprocals[slot] = found.reciprocal;
+        const u32 column = column_tile * kTileColumns + t;
+        if (column < problem.columns)
+            problem.turned_scale[static_cast<u64>(row_tile) * problem.columns + column] = found.stored;
+    }
+
+    // ---- data -----------------------------------------------------------------------------------------------------
+
+    __device__ __forceinline__ void store_row(u32 i, float by) const {
+        const u32 bytes[2] = {
+            pack_e4m3(value(i, 0) * by, value(i, 1) * by, value(i, 2) * by, value(i, 3) * by),
+            pack_e4m3(value(i, 4) * by, value(i, 5) * by, value(i, 6) * by, value(i, 7) * by)};
+        u8* const to = problem.straight + static_cast<u64>(row(i)) * problem.columns;
+#pragma unroll
+        for (u32 j = 0; j < kColumns; j += kLoad) {
+            if (row(i) < problem.rows && column(j) < problem.columns)
+                write<kLoad>(to + column(j), bytes + j / 4, j % 4);
+        }
+    }
+
+    // What has been made of the words is made anew: to keep it would take twice the registers.
+    __device__ __forceinline__ void forget() {
+#pragma unroll
+        for (u32 i = 0; i < kRows; ++i) {
+#pragma unroll
+            for (u32 w = 0; w < kWords; ++w) asm volatile("" : "+r"(words[i][w]));
+        }
+    }
+
+    // Of the turned tile, words are swizzled so that lanes of neighbouring columns write to other banks.
+    static __device__ __forceinline__ u32 turned_word(u32 column, u32 quad) {
+        return column * kQuads + (quad ^ (column / kLoad % 8 * 4));
+    }
+
+    __device__ __forceinline__ void turn(u32 j, float by) const {
+        shared.turned[turned_word(column_of(chunk, j), quad)] =
+            pack_e4m3(value(0, j) * by, value(1, j) * by, value(2, j) * by, value(3, j) * by);
+    }
+
+    // Neighbouring lanes store neighbours, however narrow the accesses are.
+    __device__ __forceinline__ void store_turned() const {
+        constexpr u32 kPieces = kTileRows / kStore;  // of a column
+#pragma unroll 4
+        for (u32 at = threadIdx.x; at < kTileColumns * kPieces; at += kThreads) {
+            const u32 within = at / kPieces, byte = at % kPieces * kStore;
+            const u32 column = column_tile * kTileColumns + within, row = row_tile * kTileRows + byte;
+            if (column >= problem.columns || row >= problem.rows) continue;
+            const u32* from = &shared.turned[turned_word(within, byte / 4)];
+            write<kStore>(problem.turned + static_cast<u64>(column) * problem.rows + row, from, byte % 4);
+        }
+    }
+
+    // ---- all of it ------------------------------------------------------------------------------------------------
+
+    __device__ __forceinline__ void run() {
+        load();
+        if constexpr (kBlock) {
+            const BlockScale scale = block_scale();
+            const u32 row_tiles = ceil_div(problem.rows, kTileRows), column_tiles = ceil_div(problem.columns, 128);
+            if (threadIdx.x == 0) {
+                if constexpr (kStraight)
+                    problem.straight_scale[static_cast<u64>(row_tile) * column_tiles + column_tile] = scale.stored;
+                if constexpr (kTurned)
+                    problem.turned_scale[static_cast<u64>(column_tile) * row_tiles + row_tile] = scale.stored;
+            }
+            if constexpr (kStraight) {
+#pragma unroll
+                for (u32 i = 0; i < kRows; ++i) store_row(i, scale.reciprocal);
+            }
+            if constexpr (kTurned) {
+                if constexpr (kStraight) forget();
+#pragma unroll
+                for (u32 j = 0; j < kColumns; ++j) turn(j, scale.reciprocal);
+            }
+        } else {
+            if constexpr (kTurned) publish_column_amax();
+            if constexpr (kStraight) {
+                const BlockScale mine = row_scale();
+                const u32 group = column_tile * (16 / kLanes) + chunk / kLanes, first = lane / kLanes * kLanes;
+                if (lane % kLanes < 4 && row(lane % 4) < problem.rows && group * kLanes * 8 < problem.columns)
+                    problem.straight_scale[static_cast<u64>(group) * problem.rows + row(lane % 4)] = mine.stored;
+#pragma unroll
+                for (u32 i = 0; i < kRows; ++i) store_row(i, __shfl_sync(0xffffffffu, mine.reciprocal, first + i));
+            }
+            if constexpr (kTurned) {
+                if constexpr (kStraight) forget();
+                __syncthreads();
+                scale_columns();
+                __syncthreads();
+#pragma unroll
+                for (u32 j = 0; j < kColumns; ++j) turn(j, shared.column_reciprocals[slot_of(chunk, j)]);
+            }
+        }
+        if constexpr (kTurned) {
+            __syncthreads();
+            store_turned();
+        }
+    }
+};
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kTileRows * 4, Config::kMinCtas)
+    sm90_cast_fp8(const typename Config::In* x, u8* straight, typename Config::Scale* straight_scale, u8* turned,
+                  typename Config::Scale* turned_scale, u32 rows, u32 columns, float smallest) {
+    using Cast = Sm90CastFp8<Config>;
+    __shared__ typename Cast::Shared shared;
+    const typename Cast::Problem problem{x,    straight, straight_scale, turned, turned_scale,
+                                         rows, columns,  __float_as_uint(smallest)};
+    wait_for_predecessor();
+    release_successor();
+    Cast(problem, shared, blockIdx.x).run();
+}

@@ -1,0 +1,93 @@
+"""The launch that quantises a matrix to FP8: `cuda/kernels/sm90_cast_fp8.cuh`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
+
+if TYPE_CHECKING:
+    from jax_deepgemm.config import Config
+    from jax_deepgemm.target import Target
+
+Block = tuple[int, int]  # rows and columns that share a scale
+TILE = 128  # rows and columns that share a scale, where more than one row does
+GRANULARITIES = (32, 64, 128)  # columns of one row that share a scale
+MAX_EXTENT = 2**31 - 256  # rows and columns are counted, also beyond the last tile, in 32 bits
+_ROWS = 32  # of a tile that ends no scale: as many CTAs as can be, for few rows
+_INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
+
+
+class Shaped(Protocol):
+    """What a plan needs of an abstract value."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def plan(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Launch | None:
+    """The launch for the operand x, or None where the kernel does not have the blocks that `params` ask for."""
+    del out_avals
+    (x,) = avals
+    rows, columns = x.shape
+    straight, turned = params["straight"], params["turned"]
+    scaled_by_block = (TILE, TILE) in (straight, turned)
+    if scaled_by_block:
+        supported = {straight, turned} <= {(TILE, TILE), None}
+    else:
+        granularities = GRANULARITIES if turned is None else (TILE,)
+        supported = straight in (None, *((1, g) for g in granularities)) and turned in (None, (TILE, 1))
+    if target.arch != "sm_90a" or not supported or 0 in (rows, columns) or max(rows, columns) > MAX_EXTENT:
+        return None
+    tile_rows = TILE if scaled_by_block or turned else _ROWS
+    grid = -(-rows // tile_rows) * -(-columns // TILE)
+    if grid >= 2**31:
+        return None
+    template: tuple[tuple[str, int | bool | str], ...] = (
+        ("In", _INPUTS[np.dtype(x.dtype).name]),
+        ("Scale", "u8" if params["use_ue8m0"] else "float"),
+        ("kTileRows", tile_rows),
+        ("kMinCtas", _resident_ctas(x, straight, turned)),
+        ("kScaleColumns", straight[1] if straight else TILE),
+        ("kBlock", scaled_by_block),
+        ("kStraight", straight is not None),
+        ("kTurned", turned is not None),
+        ("kLoad", _access(columns, 16 // np.dtype(x.dtype).itemsize)),
+        ("kStore", _access(rows, 16) if turned else 1),
+    )
+    # What is not asked for is not written: any pointer does.
+    results = [1, 2, 1, 2] if straight is None or turned is None else [1, 2, 3, 4]
+    return Launch(
+        kernel=Kernel("sm90_cast_fp8", template),
+        grid=(grid, 1, 1),
+        block=(tile_rows * 4, 1, 1),
+        pdl=config.pdl,
+        arguments=(
+            Pointer(0),
+            *map(Pointer, results),
+            Scalar(rows, "uint32"),
+            Scalar(columns, "uint32"),
+            Scalar(params["smallest_amax"], "float32"),
+        ),
+    )
+
+
+def _resident_ctas(x: Shaped, straight: Block | None, turned: Block | None) -> int:
+    """CTAs that an SM is to hold at once, for which the compiler limits registers: what hides most of the latency
+    without a spill."""
+    if turned is None and straight != (TILE, TILE):
+        return 1  # of 128 threads: many, whatever the registers
+    wide = np.dtype(x.dtype).itemsize == 4
+    if straight is None and turned == (TILE, 1):
+        return 2 if wide else 4
+    return 1 if wide and straight == (1, TILE) else 2
+
+
+def _access(extent: int, most: int) -> int:
+    """Elements of one memory access: the largest power of two up to `most` that divides the row it is part of."""
+    return min(most, extent & -extent)

@@ -1,0 +1,171 @@
+"""Launches of the BF16 GEMM: golden file, properties of every choice, and that each kernel chosen compiles well."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from jax_deepgemm import compile, nvrtc
+from jax_deepgemm.config import Config
+from jax_deepgemm.heuristics import sm90_bf16
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.launch import Kernel, Launch, Pointer, TensorMap
+from jax_deepgemm.ops import bf16_gemm_plan
+from jax_deepgemm.target import H100, Target
+from tests import golden_bf16 as golden
+from tests.cases import BF16, LAYOUTS, Bf16Gemm
+
+EXTREMES = (
+    Bf16Gemm(1, 8, 8),
+    Bf16Gemm(1, 4, 8, "float32"),
+    Bf16Gemm(8, 8, 1, layout="tn"),
+    Bf16Gemm(10**6, 8, 8),
+    Bf16Gemm(8, 10**6, 128, layout="nn"),
+    Bf16Gemm(8, 8, 10**6 + 1, layout="tn"),
+    Bf16Gemm(10**6, 10**6, 16384, layout="tt"),
+    Bf16Gemm(bf16_gemm_plan.MAX_EXTENT, 8, 8),
+    Bf16Gemm(1, bf16_gemm_plan.MAX_EXTENT // 8 * 8, 8),
+)
+
+
+def random_cases(count: int) -> Iterator[Bf16Gemm]:
+    """Sizes whose magnitudes are spread evenly."""
+    draw = random.Random(0)
+    for _ in range(count):
+        m, n, k = (-(-int(2 ** draw.uniform(0, high)) // 8) * 8 for high in (17, 18, 15))
+        yield Bf16Gemm(m, n, k, draw.choice(("bfloat16", "float32")), draw.choice(LAYOUTS))
+
+
+def check(case: Bf16Gemm, launch: Launch, num_sms: int) -> None:
+    """What holds for every launch; `Launch` itself has checked what the hardware takes of any kernel."""
+    template = dict(launch.kernel.template)
+    assert 0 < launch.shared_memory <= H100.smem_bytes, case
+    assert template["kStages"] >= 2, case
+    assert launch.block[0] == (template["kMathGroups"] + 1) * 128, case
+    assert launch.grid[0] <= max(num_sms, launch.cluster[0]) and launch.grid[1:] == (1, 1), case
+    assert launch.cluster[0] == template["kSplitK"] * template["kClusterRows"] * template["kClusterColumns"], case
+    used = [a.buffer for a in launch.arguments if isinstance(a, (Pointer, TensorMap))]
+    assert set(used) == set(range(3 + template["kHasC"])), case
+
+
+def test_golden_launches() -> None:
+    assert golden.FILE.read_text() == golden.text(), "if the change is meant: python -m tests.golden"
+
+
+def test_golden_file_has_every_case() -> None:
+    assert list(json.loads(golden.FILE.read_text())) == [str(case) for case in golden.CASES]
+
+
+@pytest.mark.parametrize("num_sms", [1, 2, 7, 66, 131, 132])
+def test_every_problem_has_a_launch(num_sms: int) -> None:
+    cases = (*EXTREMES, *random_cases(40), *(BF16 if num_sms == 132 else ()))
+    for i, case in enumerate(cases):
+        launch = golden.launch(case, has_c=i % 2 > 0, config=Config(num_sms=num_sms))
+        assert launch is not None, case
+        check(case, launch, num_sms)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Bf16Gemm(0, 64, 128),
+        Bf16Gemm(16, 0, 128),
+        Bf16Gemm(16, 64, 0),
+        Bf16Gemm(2**31, 8, 16),
+        # Rows that are no multiples of 16 bytes, as of a shard: of A, of B, of D.
+        Bf16Gemm(16, 64, 12),
+        Bf16Gemm(12, 64, 16, layout="tn"),
+        Bf16Gemm(16, 12, 16, "float32", layout="nn"),
+        Bf16Gemm(16, 12, 16),
+    ],
+    ids=str,
+)
+def test_problems_without_a_launch(case: Bf16Gemm) -> None:
+    assert golden.launch(case) is None
+
+
+def test_other_gpus_have_no_launch() -> None:
+    assert golden.launch(BF16[0], target=Target("sm_100a", 148, H100.smem_bytes)) is None
+
+
+def test_a_configuration_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have room for two stages in 65536 bytes of shared memory, got 1"):
+        bf16_gemm_plan.launch(Bf16GemmConfig(128, 128), 4096, 4096, 7168, 2, 132, 65536)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"rows": 96}, "`rows` must be 64, 128, 192 or 256, got 96"),
+        ({"columns": 272}, "`columns` must be a multiple of 16 up to 256, got 272"),
+        ({"rows": 192, "columns": 208}, "up to 192, got 208"),
+        ({"layout": "ab"}, "`layout` must be one of nt, nn, tn, tt, got 'ab'"),
+        ({"rows_loaded": 12}, "`rows_loaded` must be a multiple of 8 up to `rows`"),
+        ({"rows_loaded": 256}, "`rows_loaded` must be"),
+        ({"rows_loaded": 8, "layout": "tn"}, "and K contiguous"),
+        ({"rows_loaded": 8, "cluster_rows": 2}, "`rows_loaded` must be"),
+    ],
+)
+def test_impossible_configurations_are_refused(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Bf16GemmConfig(**{"rows": 128, "columns": 128} | fields)  # type: ignore[arg-type]
+
+
+# --- against the kernel's source -----------------------------------------------------------------------------------
+
+
+def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
+    """No spills, no warnings of ptxas, and a pool of registers that is large enough for setmaxnreg."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = [fault for found in pool.map(faults_of, golden.kernels()) for fault in found]
+    assert not faults, "\n".join(faults)
+
+
+POOLS = {1: 0, 2: 232 * 256 + 40 * 128, 3: 160 * 384 + 32 * 128}  # by math warpgroups
+
+
+def faults_of(kernel: Kernel) -> list[str]:
+    binary, groups = compile.compile_kernel(kernel, H100.arch), int(dict(kernel.template)["kMathGroups"])
+    checks = {
+        f"{binary.spill_bytes} bytes of spills": binary.spill_bytes == 0,
+        f"{binary.local_bytes} bytes of stack": binary.local_bytes == 0,
+        f"{binary.registers} registers": POOLS[groups] <= binary.registers * 128 * (groups + 1) <= 65536,
+        # Products made to wait for each other, setmaxnreg ignored.
+        "a loss that ptxas warns of": "Potential Performance Loss" not in binary.log,
+        "waits between products": "is injected" not in binary.log,
+    }
+    name = compile.describe(kernel, H100.arch)
+    return [f"{name}: {fault}\n{binary.log}" for fault, passed in checks.items() if not passed]
+
+
+def layouts() -> dict[Kernel, int]:
+    """Kernels of configurations of all kinds, and their shared memory as Python counts it."""
+    found: dict[Kernel, int] = {}
+    draw = random.Random(1)
+    for case in (*EXTREMES[:6], *random_cases(40)):
+        candidates = list(sm90_bf16.candidates(case.layout, case.m, case.n, case.k, H100.num_sms))
+        for config in draw.sample(candidates, min(8, len(candidates))):
+            out_bytes = draw.choice((2, 4))
+            if config.stages(out_bytes, H100.smem_bytes) >= 2:
+                sizes = case.m, -(-case.n // 8) * 8, -(-case.k // 8) * 8, out_bytes, H100.num_sms, H100.smem_bytes
+                launch = bf16_gemm_plan.launch(config, *sizes, has_c=draw.random() < 0.5)
+                found[launch.kernel] = launch.shared_memory
+    return found
+
+
+def test_shared_memory_is_what_the_kernel_lays_out() -> None:
+    expected = layouts()
+    assert len(expected) > 200
+    source = "template <class> __global__ void probe() {}\nstruct Any;\n"
+    for index, (kernel, size) in enumerate(expected.items()):
+        config = f"Config{index}"
+        source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
+        end = f"SharedLayout<{config}, PlainBf16<{config}>>::kBarriers + (2 * {config}::kStages + 2) * 8"
+        source += f'static_assert({end} == {size}, "{config}");\n'
+    options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
+    nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))
