@@ -66,16 +66,9 @@ struct Fp8Gemm {
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
-            u32 next_box = 0;
 #pragma unroll 1  // unrolled it would not fit the producer's registers
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
-                // CTAs end their tiles at the same time: memory would be idle before, and too slow then.
-                if (Layout::kCByRing && next_box < Layout::kCBoxes &&
-                    i >= next_box * walk.k_blocks / Layout::kCBoxes) {
-                    tma_prefetch_2d(c_map, corner.column + next_box * Layout::kCBoxColumns, corner.row);
-                    ++next_box;
-                }
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kBlockBytes);
@@ -141,10 +134,11 @@ struct Fp8Gemm {
         wgmma_commit();
     }
 
-    // By a vote, so that the compiler knows it to be the same for all of a warp: what depends on it, such as the operands'
-    // descriptors, then stays in uniform registers.
+    // By a vote the compiler knows it to be the same for all of a warp, and keeps what depends on it, such as the
+    // operands' descriptors, in uniform registers. Measured with scales by rows only.
     static __device__ __forceinline__ u32 math_group() {
-        return __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
+        if constexpr (Config::kScaleN == 1) return __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
+        return threadIdx.x / 128;
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
@@ -156,6 +150,7 @@ struct Fp8Gemm {
         }
     }
 
+    // C comes through the ring, behind the blocks of K.
     static __device__ __forceinline__ void add_c(const Shared& shared, float (&sum)[kWaves][kAccumulators],
                                                  Pipeline& pipe, u32 group, Fragment at, u32 lane) {
         unrolled<Layout::kCStages>([&](auto stage) {

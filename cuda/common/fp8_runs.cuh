@@ -48,18 +48,6 @@ struct Fp8Runs {
         });
     }
 
-    // As `run`, of a warpgroup whose rows all lie beyond the matrix: it leaves the tensor cores to the other one.
-    static __device__ __forceinline__ void skip(const Shared& shared, Pipeline& pipe, u32 count, u32 group, u32 lane) {
-        Gemm::wait_turn(group);
-        Gemm::pass_turn(group);
-#pragma unroll 1
-        for (; count > 0; --count, pipe.advance()) {
-            shared.full(pipe.stage).wait(pipe.phase);
-            shared.scales_full(pipe.stage).wait(pipe.phase);
-            Gemm::release(shared, pipe.stage, lane);
-        }
-    }
-
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
                                                    u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
@@ -73,18 +61,12 @@ struct Fp8Runs {
             float sum[1][kAccumulators];
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
-            const bool idle = corner.row + group * 64 >= m;
+            u32 left = walk.k_blocks;
 #pragma unroll 1
-            for (u32 left = walk.k_blocks, count; left > 0; left -= count) {
-                count = left >= Config::kAhead ? Config::kAhead : 1;
-                if (idle) {
-                    skip(shared, pipe, count, group, lane);
-                } else if (count > 1) {
-                    run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
-                } else {
-                    run<1>(shared, sum[0], pipe, group, at, shift, lane);
-                }
-            }
+            for (; left >= Config::kAhead; left -= Config::kAhead)
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
+#pragma unroll 1
+            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
             Gemm::add_c(shared, sum, pipe, group, at, lane);
             Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
         }

@@ -15,7 +15,8 @@ struct ScaledFp8 {
     static constexpr u32 kBlockK = ::kBlockK;
     static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
     static constexpr u32 kScaleN = Config::kScaleN;
-    static constexpr bool kPartialsInRing = false, kCByRing = true;
+    static constexpr bool kPartialsInRing = false;
+    static constexpr bool kCByRing = kScaleN == 1;  // elsewhere 256 x 128 accumulators leave no registers for it
 };
 
 // BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.

@@ -42,11 +42,6 @@ __device__ __forceinline__ void tma_load_2d_multicast(void* to, const TensorMap&
         : "memory");
 }
 
-// Into the L2 cache alone.
-__device__ __forceinline__ void tma_prefetch_2d(const TensorMap& map, int x, int y) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y) : "memory");
-}
-
 __device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* from, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                  "r"(shared_address(from)), "r"(x), "r"(y)

@@ -33,9 +33,6 @@ class GemmConfig:
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
-    ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
-
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
     STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 

@@ -1,7 +1,7 @@
 """Tile configurations of the FP8 GEMM with a scale for each row of both operands, on Hopper.
 
-As in `sm90.py` every candidate is priced by a model and the cheapest is taken. The constants are fitted to the times of
-the weight gradients in `tests/cases.py` on an H100.
+As in `sm90.py` every candidate is priced by a model and the cheapest is taken. The constants were fitted to the times of
+some 25 configurations on the weight gradients of `tests/cases.py`, on an H100.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 
-BLOCK_US = 0.50  # 128 x 128 x 128, in runs
-ALONE_BLOCK_US = 0.60  # the same without runs
-STAGE_US = 0.10  # from a stage's arrival to its products; with runs that is hidden
-TILE_US = 1.0  # of a tile's border
-STORE_US = 0.6  # of 128 x 128
-DRAM_BYTES_PER_US = 2.6e6
-LAUNCH_US = 4.0
-SPLIT_US = 5.0
-SPLIT_STORE_US = 2.7
+# A block of K, in microseconds: the same for any tile, and for each column. In runs by rows of the tile; alone.
+RUN_US = {64: (0.11, 0.0017), 128: (0.175, 0.0029)}
+ALONE_US = (0.25, 0.0035)
+WIDE_US = (0.25, 0.0030)  # alone, beyond the 128 columns that leave registers for runs
+BORDER_US = 2.1  # from the last product of a tile of 128 x 128 to the first of the next
+SPLIT_US = 4.4  # the partial tiles' exchange
+SPLIT_STORE_US = 2.7  # the same, for a tile of 128 x 128
+LAUNCH_US = 3.0
+DRAM_BYTES_PER_US = 2.65e6
 
 
 @functools.lru_cache(maxsize=4096)
@@ -42,11 +42,8 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig1d1d]
     for rows in (64, 128):
         if rows > 64 and m <= rows // 2:
             continue
-        for columns in (16, 32, 64, 96, 128, 160, 192):
-            if columns <= 128:
-                yield GemmConfig1d1d(rows, columns, ahead=2)
-            else:
-                yield GemmConfig1d1d(rows, columns)
+        for columns in (16, 32, 64, 96, 128, 192):
+            yield GemmConfig1d1d(rows, columns, ahead=2 if columns <= 128 else 0)
             tiles = ceil_div(m, rows) * ceil_div(n, columns)
             for split in range(2, 9):
                 if blocks >= 2 * split and split <= num_sms and tiles <= resident_clusters(split, num_sms):
@@ -59,9 +56,10 @@ def estimate_us(c: GemmConfig1d1d, m: int, n: int, k: int, out_bytes: int, num_s
     waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
     area = c.rows * c.columns / (128 * 128)
-    step = BLOCK_US * area if c.ahead else ALONE_BLOCK_US * area + STAGE_US
-    border = TILE_US + STORE_US * area
+    once, column = RUN_US[c.rows] if c.ahead else WIDE_US if c.columns > 128 else ALONE_US
+    border = BORDER_US * area
     if c.split_k > 1:
         border += SPLIT_US + SPLIT_STORE_US * area
+    work = waves * (blocks * (once + column * c.columns) + border)
     memory = ((m + n) * k + 2 * m * n * out_bytes) / DRAM_BYTES_PER_US
-    return LAUNCH_US + ((waves * (blocks * step + border)) ** 4 + memory**4) ** 0.25
+    return LAUNCH_US + (work**4 + memory**4) ** 0.25

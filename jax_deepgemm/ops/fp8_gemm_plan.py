@@ -120,7 +120,7 @@ def launch(
         return TensorMap(buffer, dtype, (columns, m), (columns * out_bytes,), box, swizzle=swizzle)
 
     d_map = output(d, width, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
-    c_map = output(c, n, (128 // out_bytes, tile.rows), 128) if has_c and not tile.swap else d_map
+    c_map = output(c, n, (128 // out_bytes, tile.rows), 128) if has_c else d_map
     return Launch(
         kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
@@ -131,7 +131,7 @@ def launch(
         arguments=(
             operand(rows, tile.rows // tile.cluster_columns),
             operand(columns, tile.columns // tile.cluster_rows),
-            c_map,
+            *[c_map] * by_row,
             d_map,
             Pointer(a_scale),
             Pointer(b_scale),
