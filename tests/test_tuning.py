@@ -18,6 +18,7 @@ from jax_deepgemm import (
     H100,
     Bf16GemmConfig,
     GemmConfig,
+    GemmConfig1d1d,
     cache,
     compile,
     config,
@@ -120,6 +121,7 @@ def test_bf16(layout, measuring):
         ((64, 48), TypeError, "`config` must be a GemmConfig or None, got tuple"),
         (Bf16GemmConfig(64, 48), TypeError, "`config` must be a GemmConfig or None, got Bf16GemmConfig"),
         (GemmConfig(128, 192, stage_blocks=1), None, ""),
+        (GemmConfig1d1d(64, 48), TypeError, "`config` must be a GemmConfig or None, got GemmConfig1d1d"),
         (
             GemmConfig(256, 48, stage_blocks=4),
             ValueError,

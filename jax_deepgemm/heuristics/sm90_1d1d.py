@@ -1,7 +1,7 @@
 """Tile configurations of the FP8 GEMM with a scale for each row of both operands, on Hopper.
 
-As in `sm90.py` every candidate is priced by a model and the cheapest is taken. The constants were fitted to the times of
-some 25 configurations on the weight gradients of `tests/cases.py`, on an H100.
+As in `sm90.py` every candidate is priced by a model and the cheapest is taken. The constants were fitted to the times
+of some 25 configurations on the weight gradients of `tests/cases.py`, on an H100.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
 from tests import helpers
 from tests.bf16 import GEMMS
-from tests.gpu import bf16_problems, casts
+from tests.gpu import bf16_problems, casts, skip_head_mid
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 
@@ -43,6 +43,8 @@ CASES = (
     (Bf16GemmConfig(64, 24, layout="nn", swap=True, split_k=2), 2),
 )
 
+SKIP_HEAD_MID = (GemmConfig(128, 48), GemmConfig(128, 24, swap=True), GemmConfig(64, 48, split_k=2))
+
 
 def main() -> None:
     for config, num_sms in CASES:
@@ -67,6 +69,10 @@ def main() -> None:
         p.check(narrow)
         p.check(wide, c)
         print(config, "is right", flush=True)
+    for config in SKIP_HEAD_MID:
+        with set_target(TARGET), set_num_sms(2):
+            skip_head_mid.run_and_check((64, 8, 32), config, m=77, heads=3, k=272)
+        print(config, "is right, with free columns", flush=True)
     for block in casts.BLOCKS:
         casts.check(casts.values((130, 140), jnp.bfloat16), [block])
         print(block, "is right", flush=True)
