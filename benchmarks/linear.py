@@ -86,7 +86,7 @@ def checker(case: Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:
     import jax.numpy as jnp
 
     with jax.default_matmul_precision("highest"):
-        exact = jax.jit(lambda *xs: pieces(*xs, bf16_linear))(*(v.astype(jnp.float32) for v in given))
+        exact = jax.jit(lambda x, w, dy: pieces(x, w, dy, bf16_linear))(*(v.astype(jnp.float32) for v in given))
     wanted = dict(zip(("y", "dx", "dw"), (np.asarray(v).ravel() for v in exact), strict=True))
 
     def check(result: np.ndarray) -> str | None:
