@@ -63,8 +63,10 @@ def prepared(matmul: Callable[..., Any], given: Operands) -> Prepared:
     return Prepared(one.call, lambda: joined(one.call()))
 
 
-def joined(results: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(r, np.float32).ravel() for r in results])
+def joined(results: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.concatenate([r.astype(jnp.float32).ravel() for r in results])
 
 
 def bf16_linear(x, w):
@@ -81,16 +83,16 @@ def xla(given: Operands) -> Prepared:
     return prepared(bf16_linear, given)
 
 
-def checker(case: Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:
+def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
     import jax
     import jax.numpy as jnp
 
     with jax.default_matmul_precision("highest"):
         exact = jax.jit(lambda x, w, dy: pieces(x, w, dy, bf16_linear))(*(v.astype(jnp.float32) for v in given))
-    wanted = dict(zip(("y", "dx", "dw"), (np.asarray(v).ravel() for v in exact), strict=True))
+    wanted = dict(zip(("y", "dx", "dw"), (v.ravel() for v in exact), strict=True))
 
-    def check(result: np.ndarray) -> str | None:
-        found = np.split(result, np.cumsum([v.size for v in wanted.values()])[:-1])
+    def check(result: Any) -> str | None:
+        found = jnp.split(jnp.asarray(result), np.cumsum([v.size for v in wanted.values()])[:-1])
         for (name, value), got in zip(wanted.items(), found, strict=True):
             error = dense.relative(got, value)
             if not error < ERROR_BOUND:

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks import dense, peers
 from benchmarks.peers import Peer, Prepared
 from benchmarks.suite import Suite
@@ -51,9 +49,9 @@ def operands(case: Gemm) -> Operands:
     return make(jax.random.key(case.m))
 
 
-def checker(case: Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:
-    a, b = (dense.dequantised_rows(*x) for x in (given[:2], given[2:4]))
-    return dense.product_checker(case, a, b, np.asarray(given.c))
+def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
+    a, b = dense.dequantised(given.a, given.a_scale, 1), dense.dequantised(given.b, given.b_scale, 1)
+    return dense.product_checker(a, b, given.c)
 
 
 def accumulating(function: Callable[..., Any], given: Operands, *fixed: Any) -> Prepared:
@@ -67,7 +65,7 @@ def accumulating(function: Callable[..., Any], given: Operands, *fixed: Any) -> 
     def call() -> Any:
         sums[0] = jax.block_until_ready(compiled(*fixed, sums[0]))
 
-    return Prepared(call, lambda: np.asarray(compiled(*fixed, jnp.copy(given.c))))
+    return Prepared(call, lambda: compiled(*fixed, jnp.copy(given.c)))
 
 
 def ours(given: Operands) -> Prepared:
@@ -122,7 +120,14 @@ def deep_gemm(given: Operands) -> Prepared:
         launch(sums)
         torch.cuda.synchronize()
 
-    return Prepared(call, lambda: launch(c.clone()).cpu().numpy())
+    def result() -> Any:
+        import jax
+
+        found = launch(c.clone())
+        torch.cuda.synchronize()
+        return jax.dlpack.from_dlpack(found)
+
+    return Prepared(call, result)
 
 
 def cublaslt(given: Operands) -> Prepared:

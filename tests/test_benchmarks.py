@@ -10,10 +10,25 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bf16, capture, dense, environment, jit, linear, render, results, roofline, suite, timing, wgrad
+from benchmarks import (
+    bf16,
+    capture,
+    chain,
+    dense,
+    environment,
+    jit,
+    linear,
+    render,
+    results,
+    roofline,
+    suite,
+    timing,
+    wgrad,
+)
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
 from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm
+from tests.deviceless import LAUNCH, moves, sharding
 
 XSPACE = """
 planes { name: "/host:CPU" }
@@ -258,7 +273,7 @@ def test_guard_accepts_our_result_and_xla_s(small):
 @pytest.mark.parametrize("wrong", ["zeroed", "shifted", "transposed", "nan", "one row", "block lost"])
 def test_guard_refuses_wrong_results(small, wrong):
     case, operands, result = small
-    result = result.copy()
+    result = np.array(result, np.float32)
     if wrong == "zeroed":
         result[:] = 0
     elif wrong == "shifted":
@@ -284,7 +299,7 @@ def test_guards_of_the_backward_suites(module, case):
     for prepare in (module.SUITE.ours, xla.prepare):
         prepared = prepare(operands)
         prepared.call()  # adds to a sum of its own
-        result = prepared.result().copy()
+        result = np.array(prepared.result())
         assert check(result) is None
         result[-result.shape[0] // 8 :] = 0
         assert check(result) is not None
@@ -399,3 +414,24 @@ def test_a_jit_worker_compiles_the_kernel(tmp_path):
     (answer,) = jit.together([jit.worker("compile", JAX_PLATFORMS="cpu", JAX_DEEPGEMM_CACHE_DIR=str(tmp_path))])
     assert answer is not None and answer["first_us"] > answer["again_us"] > 0
     assert any(tmp_path.rglob("*.bin"))
+
+
+def test_a_chain_is_launches_with_nothing_between():
+    args = chain.operands(2)
+    on = sharding("h100")
+    described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), args)
+    compiled = jax.jit(chain.program(6)).lower(*described).compile().as_text()
+    assert compiled.count(LAUNCH) == 6 and moves(compiled) == []
+
+
+def test_chain_rows(monkeypatch):
+    answers = iter([{"kernels_us": 200.0}, {"host_us": 80.0, "host_us_twice": 140.0, "wall_us": 210.0}, None])
+    started = []
+    monkeypatch.setattr(jit, "worker", lambda *arguments, **variables: started.append((*arguments, variables)))
+    monkeypatch.setattr(jit, "together", lambda workers: [next(answers)])
+    monkeypatch.setenv("XLA_FLAGS", "--one --xla_gpu_enable_command_buffer=")
+    host, further, wall = jit.chain_rows()  # with command buffers the worker failed
+    assert (host["us"], further["us"], wall["us"], wall["limit_us"]) == (4.0, 3.0, 210.0, 200.0)
+    assert host["case"] == {"chain": 20} and "command buffers off" in wall["op"]
+    off = {"XLA_FLAGS": "--one --xla_gpu_enable_command_buffer="}
+    assert started == [("kernels", off), ("chain", off), ("chain", {"XLA_FLAGS": "--one"})]

@@ -214,11 +214,20 @@ def test_operands_may_be_described(measuring):
     assert rows_and_columns(fp8_gemm_nt, A, B) == tiles(found.config)
 
 
+def test_scales_by_rows(measuring):
+    a, b = operands(64, 384, 256, recipe=ROWS)
+    gemm = functools.partial(fp8_gemm_nt, recipe=ROWS)
+    assert rows_and_columns(lambda a, b: gemm(a, b, config=GemmConfig1d1d(64, 48)), a, b) == [(64, 48)]
+    with pytest.raises(TypeError, match="`config` must be a GemmConfig1d1d or None, got GemmConfig"):
+        gemm(a, b, config=OTHER)
+    (found,) = tune(gemm, a, b)
+    assert type(found.config) is GemmConfig1d1d and rows_and_columns(gemm, a, b) == tiles(found.config)
+
+
 def test_only_what_has_a_choice_is_measured(measuring):
     def model(a, b):
-        by_rows = fp8_gemm_nt(a, a, recipe=ROWS)  # in a square of 64
         empty = fp8_gemm_nt((a[0][:0], a[1][:0]), b)
-        return fp8_gemm_nt(a, b, config=OTHER), by_rows, empty
+        return fp8_gemm_nt(a, b, config=OTHER), empty
 
     assert tune(model, A, B) == [] and current().tunings == 0
 
@@ -237,8 +246,8 @@ def scanned(x, w):
 
 MODELS = {
     "jit": (jax.jit(loss), 1),
-    "gradient": (jax.grad(loss, (0, 1)), 1),  # dx has the sizes of the forward pass
-    "scan and remat": (jax.grad(scanned), 1),
+    "gradient": (jax.grad(loss, (0, 1)), 2),  # dx has the sizes of the forward pass; dw
+    "scan and remat": (jax.grad(scanned), 2),
     "cond": (lambda x, w: jax.lax.cond(x[0, 0] > 0, loss, lambda x, w: 2.0 * loss(x[:32], w).astype(x.dtype), x, w), 2),
     "vmap": (jax.vmap(loss, (None, 0)), 1),
     "settings": (lambda x, w: (loss(x, w), with_few(x, w)), 2),
