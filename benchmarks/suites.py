@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense, dgrad, linear, wgrad
+from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, linear, wgrad
 from benchmarks.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -12,4 +12,5 @@ SUITES: dict[str, Suite] = {
     "linear": linear.SUITE,
     "bf16": bf16.SUITE,
     "cast": cast.SUITE,
+    "fp8_fp4": fp8_fp4.SUITE,
 }

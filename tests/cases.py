@@ -62,6 +62,9 @@ WGRAD = tuple(
 # The `linear` benchmark: m tokens through a layer of n x k weights, and back.
 LINEAR = (Gemm(4096, 7168, 4096), Gemm(4096, 2048, 7168))
 
+# The `fp8_fp4` benchmark.
+FP8_FP4 = tuple(Gemm(m, n, k) for n, k in ((7168, 16384), (24576, 1536), (4096, 7168)) for m in (1, 16, 64, 4096))
+
 # Sizes that end inside a tile, a scale block or a TMA box.
 ODD_M = (1, 3, 77, 129, 1000)
 ODD_N = (24, 576, 2112)

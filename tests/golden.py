@@ -82,10 +82,10 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    from tests import golden_1d1d, golden_bf16
+    from tests import golden_1d1d, golden_bf16, golden_fp4
 
     FILE.parent.mkdir(exist_ok=True)
-    others = ((module.FILE, module.text()) for module in (golden_1d1d, golden_bf16))
-    for file, content in ((FILE, text()), *others):
-        file.write_text(content)
-        print(f"wrote {file}")
+    FILE.write_text(text())
+    for module in (golden_1d1d, golden_bf16, golden_fp4):
+        module.FILE.write_text(module.text())
+    print(f"wrote {FILE.parent}")

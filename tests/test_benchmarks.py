@@ -16,6 +16,7 @@ from benchmarks import (
     chain,
     dense,
     environment,
+    fp8_fp4,
     jit,
     linear,
     render,
@@ -314,6 +315,16 @@ def test_a_layer_may_launch_several_kernels(card, capsys):
     for one_kernel, said in ((True, True), (False, False)):
         assert suite.run(synthetic(card, ours=ours, one_kernel=one_kernel), suite.Options(commit="abc")) == 0
         assert ("2 kernels, must be 1" in capsys.readouterr().err) is said
+
+
+def test_guard_of_fp4_weights():
+    case = Gemm(24, 192, 384)
+    operands = fp8_fp4.operands(case)
+    check = fp8_fp4.checker(case, operands)
+    assert check(fp8_fp4.SUITE.ours(operands).result()) is None
+    lost = operands._replace(b_scale=operands.b_scale.at[:, 1].set(2.0**-9))
+    assert check(fp8_fp4.SUITE.ours(lost).result()) is not None
+    assert fp8_fp4.SUITE.peers[0].prepare(operands).result().shape == (24, 192)
 
 
 def test_operands_are_real_and_repeatable(small):

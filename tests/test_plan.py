@@ -120,6 +120,11 @@ def test_empty_and_endless_problems_have_no_launch(case: Gemm) -> None:
     assert golden.launch(case) is None
 
 
+@pytest.mark.parametrize("case", [Gemm(16, 12, 128), Gemm(16, 10, 128, "float32"), Gemm(16, 64, 136)], ids=str)
+def test_shards_whose_rows_are_no_multiples_of_16_bytes_have_no_launch(case: Gemm) -> None:
+    assert golden.launch(case) is None
+
+
 def test_a_configuration_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must have room for two stages in 65536 bytes of shared memory, got 1"):
         fp8_gemm_plan.launch(GemmConfig(128, 128), 4096, 4096, 7168, 2, 132, 65536)
@@ -149,6 +154,11 @@ def test_each_recipe_has_its_kernel() -> None:
         ({"split_k": 9}, "at most 8 CTAs, got 9"),
         ({"columns": 192, "stage_blocks": 4}, "more than there are registers"),
         ({"columns": 16, "cluster_rows": 4}, "parts of 8 rows"),
+        ({"split_k": 0}, "`split_k` must be positive, got 0"),
+        ({"cluster_rows": 0}, "`cluster_rows` must be positive"),
+        ({"cluster_columns": -1}, "`cluster_columns` must be positive"),
+        ({"group": 0}, "`group` must be positive"),
+        ({"stage_blocks": 0}, "`stage_blocks` must be positive"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, int], message: str) -> None:
@@ -217,7 +227,8 @@ def compile_layouts(expected: dict[Kernel, int]) -> None:
     for index, (kernel, size) in enumerate(expected.items()):
         config = f"Config{index}"
         source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
-        end = f"SharedLayout<{config}>::kBarriers + (3 * {config}::kStages + 2) * 8"
+        operands = "Fp8ByRows" if kernel.stem == "sm90_fp8_gemm_1d1d" else "ScaledFp8"
+        end = f"SharedLayout<{config}, {operands}<{config}>>::kBarriers + (3 * {config}::kStages + 2) * 8"
         source += f'static_assert({end} == {size}, "{config}");\n'
     options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
     nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))

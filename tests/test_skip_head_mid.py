@@ -113,6 +113,13 @@ def test_results_are_as_wide_as_their_heads():
     assert (d_map.buffer, d_map.sizes, d_map.strides, d_map.box) == (5, (16 * 320, 100), (16 * 640,), (64, 16))
 
 
+@pytest.mark.parametrize("config", [None, GemmConfig(128, 128)])
+def test_a_result_too_wide_for_32_bits_has_no_launch(config):
+    splits = (64, 2**20, 64)
+    assert plan(1, 2**11 - 1, 128, splits, BF16, True, config) is not None
+    assert plan(1, 2**11, 128, splits, BF16, True, config) is None
+
+
 def test_parts_that_boxes_do_not_divide_are_stored_otherwise():
     template = dict(plan(4096, 16, 512, (8, 24, 40), BF16, False).kernel.template)
     assert template["kSwap"] or template["kSplitK"] > 1

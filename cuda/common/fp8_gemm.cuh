@@ -23,10 +23,11 @@ struct Fp8Runs;  // fp8_runs.cuh
 
 template <class Config, class Scaling>
 struct Fp8Gemm {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Operands = typename Scaling::Operands;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     using Walk = GemmWalk<Config>;
-    using Epilogue = GemmEpilogue<Config>;
+    using Epilogue = GemmEpilogue<Config, Operands>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
     using Columns = typename ResultColumns<Config>::type;
@@ -83,7 +84,8 @@ struct Fp8Gemm {
             }
 #pragma unroll 1
             for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {
-                const u32 box = i * Layout::kCBoxesPerStage, count = min(Layout::kCBoxesPerStage, Layout::kCBoxes - box);
+                const u32 box = i * Layout::kCBoxesPerStage;
+                const u32 count = min(Layout::kCBoxesPerStage, Layout::kCBoxes - box);
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kRowsBytes);

@@ -1,7 +1,5 @@
-// The math warpgroups' loop over runs of blocks of K: while one block is promoted, the product of the next is under way.
-//
-// Two accumulators take turns, so this is for tiles of one wave and stages of one block. It hides a promotion that is
-// longer than a product; the registers for it would be a larger tile's.
+// The math warpgroups' loop over runs of blocks of K: while one block is promoted, the product of the next is under
+// way. Two accumulators take turns, so this is for tiles of one wave and stages of one block.
 #pragma once
 #include "common/fp8_gemm.cuh"
 

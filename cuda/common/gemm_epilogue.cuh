@@ -12,10 +12,10 @@ struct Fragment {
     u32 row, column;
 };
 
-template <class Config, class Operands = ScaledFp8<Config>>
+template <class Config, class Operands = ScaledFp8<Config>, class SharedType = SharedMemory<Config, Operands>>
 struct GemmEpilogue {
-    using Layout = SharedLayout<Config, Operands>;
-    using Shared = SharedMemory<Config, Operands>;
+    using Shared = SharedType;
+    using Layout = typename Shared::Layout;
     using Out = typename Config::Out;
     using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;

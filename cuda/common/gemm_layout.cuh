@@ -15,8 +15,16 @@ struct ScaledFp8 {
     static constexpr u32 kBlockK = ::kBlockK;
     static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
     static constexpr u32 kScaleN = Config::kScaleN;
-    static constexpr bool kPartialsInRing = false;
-    static constexpr bool kCByRing = kScaleN == 1;  // elsewhere 256 x 128 accumulators leave no registers for it
+    static constexpr u32 kScalesPitch = 0;  // as they are in memory
+    static constexpr bool kPartialsInRing = false, kCByRing = false;
+};
+
+// The same with a scale for each row of both operands. In shared memory those of columns 8 j + 2 q + 0, 1 lie together
+// for each q, so that a thread reads four of its own at once, and the four q are in different banks.
+template <class Config>
+struct Fp8ByRows : ScaledFp8<Config> {
+    static constexpr u32 kScalesPitch = align_up(Config::kColumns / 4 - 4, 8) + 4;
+    static constexpr bool kCByRing = true;
 };
 
 // BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
@@ -27,6 +35,7 @@ struct PlainBf16 {
     static constexpr u32 kColumnsTile = Config::kMnColumns ? align_up(Config::kColumns, 64) : Config::kColumns;
     static constexpr u32 kScaleN = 0;                            // no scales
     static constexpr bool kPartialsInRing = Config::kSplitK > 1;  // partial tiles lie where the tiles did
+    static constexpr u32 kScalesPitch = 0;
     static constexpr bool kCByRing = false;
 };
 
@@ -37,11 +46,9 @@ struct SharedLayout {
     static constexpr bool kStoreByTma = !Config::kSwap && Config::kSplitK == 1;
     static constexpr u32 kOutBytes = sizeof(typename Config::Out);
 
-    // With a scale for each row of B: those of columns 8 j + 2 q + 0, 1 lie together for each q, so that a thread reads
-    // four of its own at once, and the four q in different banks.
-    static constexpr u32 kScalesPitch = align_up(kColumns / 4 - 4, 8) + 4;
     // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB = Operands::kScaleN == 1      ? 4 * kScalesPitch
+    static constexpr u32 kScalesB = Operands::kScalesPitch      ? 4 * Operands::kScalesPitch
+                                    : Operands::kScaleN == 1    ? kTileN
                                     : kScaleBlock % kTileN == 0 ? 1
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;

@@ -6,22 +6,24 @@
 
 template <class Config>
 struct Scales1d1d {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Operands = Fp8ByRows<Config>;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
     static constexpr u32 kBlocks = Config::kAhead > 0 ? 2 : Config::kStageBlocks;
 
     // What is read, and multiplied, while the tensor cores work costs no time after them, but registers: the scale of
     // each accumulator, or else those of the columns, or else nothing.
-    static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks), kFree = Config::kMathGroups > 1 ? 200 : 224;
+    static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks);
+    static constexpr u32 kFree = Config::kMathGroups > 1 ? 200 : 224;
     static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree;
     static constexpr bool kColumnsAhead = !kAllAhead && kHeld + kBlocks * kColumns / 4 <= kFree;
     static constexpr bool kReadsLate = !kAllAhead && !kColumnsAhead;
 
     static_assert(!Config::kSwap && kColumns % 16 == 0, "scales are read for 16 columns at once");
 
-    // This lane's scales are those of rows and of columns `lane`, `lane + 32`, ... of the tile, in memory all of one block
-    // of K together. Beyond the last the stage keeps what it held before: nobody stores that.
+    // This lane's scales are those of rows and of columns `lane`, `lane + 32`, ... of the tile. In memory all of one
+    // block of K are together. Beyond the last the stage keeps what it held before: nobody stores that.
     struct Source {
         const float *from_a, *from_b;
         u32 left_a, left_b, m, n, lane, to_b;
@@ -33,7 +35,7 @@ struct Scales1d1d {
             left_b = n0 + lane < n ? min(Layout::kTileN, n - n0 - lane) : 0;
             from_a = scales_a + static_cast<u64>(k_begin) * m + m0 + lane;
             from_b = scales_b + static_cast<u64>(k_begin) * n + n0 + lane;
-            to_b = Layout::kTileM + lane / 2 % 4 * Layout::kScalesPitch + lane / 8 * 2 + lane % 2;
+            to_b = Layout::kTileM + lane / 2 % 4 * Operands::kScalesPitch + lane / 8 * 2 + lane % 2;
         }
 
         // Starts the copies of one block of K to `scales`, and goes on to the next.
@@ -57,7 +59,7 @@ struct Scales1d1d {
 
         __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
             const float* const rows = shared.scales_a(block);
-            columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Layout::kScalesPitch);
+            columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Operands::kScalesPitch);
             upper = rows[row], lower = rows[row + 8];
             if constexpr (!kReadsLate) {
 #pragma unroll

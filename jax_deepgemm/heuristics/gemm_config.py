@@ -37,6 +37,9 @@ class GemmConfig:
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
     def __post_init__(self) -> None:
+        for name in ("split_k", "cluster_rows", "cluster_columns", "group", "stage_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.rows not in self.MOST_COLUMNS:
             *first, last = self.MOST_COLUMNS
             raise ValueError(f"`rows` must be {', '.join(map(str, first))} or {last}, got {self.rows}")

@@ -61,6 +61,8 @@ def problem_of(
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
+    if k % 16 or n * out_bytes % 16:
+        return None  # a shard may be so: TMA takes rows of 16 bytes
     return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 

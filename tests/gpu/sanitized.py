@@ -8,16 +8,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
+from jax_deepgemm import fp8_fp4_gemm_nt, fp8_gemm_nt, set_num_sms, set_target
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
-from tests import helpers
+from tests import fp4, helpers
 from tests.bf16 import GEMMS
 from tests.gpu import bf16_problems, casts, skip_head_mid
 from tests.gpu.native import native
 from tests.gpu.problems import problem
+from tests.helpers import assert_close
 
 # Rings of few stages go round often, and leave shared memory to the tool.
 TARGET = dataclasses.replace(H100, smem_bytes=128 * 1024)
@@ -44,6 +46,13 @@ CASES = (
 )
 
 SKIP_HEAD_MID = (GemmConfig(128, 48), GemmConfig(128, 24, swap=True), GemmConfig(64, 48, split_k=2))
+
+FP4_CASES = (
+    (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), 2),
+    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
+    (Fp4GemmConfig(64, 16, swap=True, stage_blocks=4, decoded_stages=2), 2),
+    (Fp4GemmConfig(128, 16, swap=True, stage_blocks=2, split_k=2, feed_groups=2, decoded_stages=2), 2),
+)
 
 
 def main() -> None:
@@ -76,6 +85,17 @@ def main() -> None:
     for block in casts.BLOCKS:
         casts.check(casts.values((130, 140), jnp.bfloat16), [block])
         print(block, "is right", flush=True)
+    with_fp4_weights()
+
+
+def with_fp4_weights() -> None:
+    for config, num_sms in FP4_CASES:
+        for use_ue8m0, recipe in fp4.KINDS.values():
+            a, b = fp4.operands(77, 264, 672, use_ue8m0=use_ue8m0, recipe=recipe)
+            with set_target(TARGET), set_num_sms(num_sms):
+                run = native(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), a, b, config=config)
+            assert_close(run(a, b), fp4.oracle(a, b, recipe=recipe))
+        print(config, "is right", flush=True)
 
 
 if __name__ == "__main__":
