@@ -10,7 +10,22 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bf16, capture, chain, dense, environment, fp8_fp4, jit, render, results, roofline, suite, timing
+from benchmarks import (
+    bf16,
+    capture,
+    chain,
+    dense,
+    environment,
+    fp8_fp4,
+    jit,
+    linear,
+    render,
+    results,
+    roofline,
+    suite,
+    timing,
+    wgrad,
+)
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
 from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm
@@ -275,6 +290,31 @@ def test_guard_refuses_wrong_results(small, wrong):
         lost = operands._replace(a_scale=operands.a_scale.at[:, 1].set(0))
         result = dense.SUITE.ours(lost).result()
     assert dense.checker(case, operands)(result) is not None
+
+
+@pytest.mark.parametrize("module, case", [(wgrad, Gemm(40, 72, 400, "float32")), (linear, Gemm(256, 384, 128))])
+def test_guards_of_the_backward_suites(module, case):
+    operands = module.operands(case)
+    check = module.checker(case, operands)
+    (xla,) = [peer for peer in module.SUITE.peers if peer.name == "xla"]
+    for prepare in (module.SUITE.ours, xla.prepare):
+        prepared = prepare(operands)
+        prepared.call()  # adds to a sum of its own
+        result = np.array(prepared.result())
+        assert check(result) is None
+        result[-result.shape[0] // 8 :] = 0
+        assert check(result) is not None
+
+
+def test_a_layer_may_launch_several_kernels(card, capsys):
+    layer = [("cast", 10.0), ("gemm", 20.0)]
+
+    def ours(operands):
+        return Prepared(lambda: [card.launch(kernel, us) for kernel, us in layer], lambda: np.ones(1))
+
+    for one_kernel, said in ((True, True), (False, False)):
+        assert suite.run(synthetic(card, ours=ours, one_kernel=one_kernel), suite.Options(commit="abc")) == 0
+        assert ("2 kernels, must be 1" in capsys.readouterr().err) is said
 
 
 def test_guard_of_fp4_weights():

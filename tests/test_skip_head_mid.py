@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_deepgemm import GemmConfig, compile, fp8_gemm_nt_skip_head_mid, set_target
+from jax_deepgemm import GemmConfig, GemmConfig1d1d, compile, fp8_gemm_nt_skip_head_mid, set_target
 from jax_deepgemm.config import Config
 from jax_deepgemm.ops import fp8_gemm_skip_head_mid as op
 from jax_deepgemm.target import H100
@@ -68,7 +68,7 @@ def test_empty(m, heads, k):
         ({"d": jnp.zeros((24, 1024), BF16)}, ValueError, r"`d` must be bfloat16 of shape \(24, 1280\), got"),
         ({"d": jnp.zeros((24, 1280))}, TypeError, r"`d` must be bfloat16 .*, got float32\[24,1280\]"),
         ({"b": operands(24, 1024, 512)[1]}, ValueError, r"`b` must be of shape \(N, 256\) with the K of `a`"),
-        ({"config": GemmConfig(64, 64, scale_n=1)}, ValueError, "`config` must be with scale_n=128"),
+        ({"config": GemmConfig1d1d(64, 64)}, TypeError, "`config` must be a GemmConfig or None, got GemmConfig1d1d"),
         ({"config": 3}, TypeError, "`config` must be a GemmConfig or None, got int"),
         ({"head_splits": (16, 8, 16), "b": operands(24, 64, 256)[1], "config": GemmConfig(128, 128)}, ValueError,
          "`config` must store boxes of columns that divide the left and right parts of a head, 16 and 16"),

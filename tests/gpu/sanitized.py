@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from jax_deepgemm import fp8_fp4_gemm_nt, fp8_gemm_nt, set_num_sms, set_target
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
-from tests import fp4
+from tests import fp4, helpers
 from tests.bf16 import GEMMS
 from tests.gpu import bf16_problems, casts, skip_head_mid
 from tests.gpu.native import native
@@ -33,6 +34,10 @@ CASES = (
     (GemmConfig(128, 24, swap=True), 2),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2),
+    (GemmConfig1d1d(128, 48, ahead=2), 2),
+    (GemmConfig1d1d(128, 64, ahead=2), 2),
+    (GemmConfig1d1d(64, 96), 2),
+    (GemmConfig1d1d(64, 48, split_k=3), 3),
     (Bf16GemmConfig(128, 48, stage_blocks=2), 2),
     (Bf16GemmConfig(192, 176, layout="nn"), 2),
     (Bf16GemmConfig(128, 112, layout="tn", cluster_rows=2), 2),
@@ -55,6 +60,8 @@ def main() -> None:
         gemm: Any = fp8_gemm_nt
         if isinstance(config, Bf16GemmConfig):
             gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
+        elif isinstance(config, GemmConfig1d1d):
+            gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 656, recipe=helpers.ROWS)
         else:
             p = problem(77, 264, 656)
         c = p.c(jnp.float32)
