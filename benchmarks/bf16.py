@@ -54,10 +54,10 @@ def operands(case: Bf16Gemm) -> Operands:
     return Operands(a, b, case.layout)
 
 
-def checker(case: Bf16Gemm, given: Operands) -> Callable[[np.ndarray], str | None]:
+def checker(case: Bf16Gemm, given: Operands) -> Callable[[Any], str | None]:
     """Tells what is wrong with a result, if anything."""
-    a, b = (np.asarray(x).astype(np.float32) for x in (given.a, given.b))
-    return product_checker(case, a if given.layout[0] == "n" else a.T, b if given.layout[1] == "t" else b.T)
+    a, b = (x.astype(np.float32) for x in (given.a, given.b))
+    return product_checker(a if given.layout[0] == "n" else a.T, b if given.layout[1] == "t" else b.T)
 
 
 def ours(given: Operands) -> peers.Prepared:

@@ -20,6 +20,7 @@ from tests.cases import DENSE, Gemm
 ERROR_BOUND = 5e-3
 PROJECTION_BOUND = 2e-2  # one random projection of each row: noisier
 FULL_ROWS = 16
+SHARED_ROWS = 4096
 
 
 def flops(case: Gemm) -> float:
@@ -48,8 +49,9 @@ def weights(n: int, k: int) -> Any:
     return make(jax.random.key(n * 65536 + k))
 
 
-def operands(case: Gemm) -> peers.Operands:
-    """Activations around 1 with a few channels 20 times larger, as real ones have; weights around 1/sqrt(k)."""
+@functools.lru_cache(maxsize=1)
+def activations(m: int, k: int) -> Any:
+    """Around 1 with a few channels 20 times larger, as real ones have."""
     import jax
     import jax.numpy as jnp
 
@@ -58,51 +60,71 @@ def operands(case: Gemm) -> peers.Operands:
     @jax.jit
     def make(key):
         key, outliers = jax.random.split(key)
-        channels = jnp.where(jax.random.bernoulli(outliers, 0.01, (case.k,)), 20.0, 1.0).astype(jnp.bfloat16)
-        return jax_deepgemm.per_token_cast_to_fp8(jax.random.normal(key, (case.m, case.k), jnp.bfloat16) * channels)
+        channels = jnp.where(jax.random.bernoulli(outliers, 0.01, (k,)), 20.0, 1.0).astype(jnp.bfloat16)
+        return jax_deepgemm.per_token_cast_to_fp8(jax.random.normal(key, (m, k), jnp.bfloat16) * channels)
 
-    a, a_scale = make(jax.random.key(case.m))
+    return make(jax.random.key(k))
+
+
+def operands(case: Gemm) -> peers.Operands:
+    """The first rows of activations that many cases share, and the weights."""
+    a, a_scale = (x[: case.m] for x in activations(-(-case.m // SHARED_ROWS) * SHARED_ROWS, case.k))
     return peers.Operands(a, a_scale, *weights(case.n, case.k))
 
 
-@functools.lru_cache(maxsize=1)
-def dequantised_weights(n: int, k: int) -> np.ndarray:
-    data, scale = (np.asarray(x) for x in weights(n, k))
-    return data.astype(np.float32) * np.repeat(np.repeat(scale, 128, axis=0)[:n], 128, axis=1)[:, :k]
+def checker(case: Gemm, given: peers.Operands) -> Callable[[Any], str | None]:
+    """Tells what is wrong with a result, if anything."""
+    b = dequantised(given.b, given.b_scale, 128)
+    return product_checker(dequantised(given.a, given.a_scale, 1), b)
 
 
-def checker(case: Gemm, given: peers.Operands) -> Callable[[np.ndarray], str | None]:
-    """Tells what is wrong with a result, if anything. A few rows are compared in full, all by a random projection."""
-    a = np.asarray(given.a).astype(np.float32) * np.repeat(np.asarray(given.a_scale), 128, axis=1)[:, : case.k]
-    return product_checker(case, a, dequantised_weights(case.n, case.k))
+def dequantised(data: Any, scale: Any, rows: int) -> Any:
+    """float32, of a matrix with a scale for each block of `rows` x 128."""
+    import jax.numpy as jnp
+
+    wide = jnp.repeat(jnp.repeat(jnp.asarray(scale), rows, axis=0)[: data.shape[0]], 128, axis=1)[:, : data.shape[1]]
+    return jnp.asarray(data).astype(jnp.float32) * wide
 
 
-def product_checker(case: Gemm, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], str | None]:
-    """`checker` of `a @ b.T`, float32 [M, K] and [N, K]."""
-    rows = np.unique(np.linspace(0, case.m - 1, FULL_ROWS).astype(int))
-    expected = a[rows] @ b.T
-    signs = np.random.default_rng(case.n).choice(np.asarray([-1, 1], np.float32), case.n)
-    projection = a @ (b.T @ signs)
+def product_checker(a: Any, b: Any, c: Any = None) -> Callable[[Any], str | None]:
+    """Compares with `a @ b.T (+ c)`, of float32 [M, K] and [N, K]: a few rows in full, all by a random projection.
 
-    def check(result: np.ndarray) -> str | None:
-        if result.shape != (case.m, case.n):
-            return f"the result is of shape {result.shape}, must be {(case.m, case.n)}"
-        if not np.isfinite(result).all():
-            return f"{np.count_nonzero(~np.isfinite(result))} of {result.size} elements are not finite"
+    By JAX where the operands are: a result of 4096 x 32768 takes seconds to fetch and to look through.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    m, n = a.shape[0], b.shape[0]
+    rows = np.unique(np.linspace(0, m - 1, FULL_ROWS).astype(int))
+    signs = jnp.asarray(np.random.default_rng(n).choice(np.asarray([-1, 1], np.float32), n))
+    with jax.default_matmul_precision("highest"):
+        expected, projection = a[rows] @ b.T, a @ (b.T @ signs)
+        if c is not None:
+            expected, projection = expected + c[rows], projection + c @ signs
+
+    def check(result: Any) -> str | None:
+        result = jnp.asarray(result, jnp.float32)
+        if result.shape != (m, n):
+            return f"the result is of shape {result.shape}, must be {(m, n)}"
+        faulty = int(jnp.sum(~jnp.isfinite(result)))
+        if faulty:
+            return f"{faulty} of {result.size} elements are not finite"
         error = relative(result[rows], expected)
         if not error < ERROR_BOUND:
             return f"error {error:.2e} in {len(rows)} rows, must be below {ERROR_BOUND:.0e}"
-        if len(rows) < case.m and not relative(result @ signs, projection) < PROJECTION_BOUND:
-            return (
-                f"error {relative(result @ signs, projection):.2e} over all rows, must be below {PROJECTION_BOUND:.0e}"
-            )
+        with jax.default_matmul_precision("highest"):
+            error = relative(result @ signs, projection)
+        if len(rows) < m and not error < PROJECTION_BOUND:
+            return f"error {error:.2e} over all rows, must be below {PROJECTION_BOUND:.0e}"
         return None
 
     return check
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def relative(found: Any, expected: Any) -> float:
+    import jax.numpy as jnp
+
+    return float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
 
 
 def warm_deep_gemm(case: Gemm) -> None:

@@ -14,8 +14,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks.capture import Event
 from benchmarks.timing import Call
 
@@ -28,10 +26,10 @@ class Operands(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """`call` launches once and waits; `result` gives the output of a call as NumPy."""
+    """`call` launches once and waits; `result` gives the output of a call, as a JAX or NumPy array."""
 
     call: Call
-    result: Callable[[], np.ndarray]
+    result: Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +51,7 @@ def jax_call(function: Callable, *operands: Any) -> Prepared:
     import jax
 
     compiled = jax.jit(function).lower(*operands).compile()
-    return Prepared(
-        lambda: jax.block_until_ready(compiled(*operands)), lambda: np.asarray(compiled(*operands), np.float32)
-    )
+    return Prepared(lambda: jax.block_until_ready(compiled(*operands)), lambda: compiled(*operands))
 
 
 def ours(operands: Operands) -> Prepared:
@@ -76,15 +72,15 @@ def xla(operands: Operands) -> Prepared:
 
 
 def to_torch(array: Any) -> Any:
-    """A JAX array of float8_e4m3fn, bfloat16 or float32 as a torch tensor on the GPU, by way of the host."""
+    """A copy of a JAX array of float8_e4m3fn, bfloat16 or float32 as a torch tensor on the same GPU."""
+    import jax
+    import jax.numpy as jnp
     import torch
 
-    host = np.asarray(array)
-    if host.dtype.name == "float8_e4m3fn":
-        return torch.from_numpy(host.view(np.uint8).copy()).cuda().view(torch.float8_e4m3fn)
-    if host.dtype.name == "bfloat16":
-        return torch.from_numpy(host.view(np.int16).copy()).cuda().view(torch.bfloat16)
-    return torch.from_numpy(host.copy()).cuda()
+    if array.dtype != jnp.float8_e4m3fn:
+        return torch.from_dlpack(jax.block_until_ready(array)).clone()
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint8)  # DLPack's FP8 types are newer than some of its readers
+    return torch.from_dlpack(jax.block_until_ready(bits)).clone().view(torch.float8_e4m3fn)
 
 
 def torch_prepared(launch: Callable[[], Any]) -> Prepared:
@@ -95,7 +91,12 @@ def torch_prepared(launch: Callable[[], Any]) -> Prepared:
         torch.cuda.synchronize()
         return out
 
-    return Prepared(call, lambda: call().float().cpu().numpy())
+    def result() -> Any:
+        import jax
+
+        return jax.dlpack.from_dlpack(call().float())
+
+    return Prepared(call, result)
 
 
 def m_fastest(scale: Any) -> Any:

@@ -11,11 +11,33 @@ from benchmarks.environment import ROOT, warn
 
 BEGIN = "<!-- benchmarks: begin (python -m benchmarks render) -->"
 END = "<!-- benchmarks: end -->"
+LISTED = ("cast", "dgrad", "wgrad", "linear")  # suites that are shown a line a case
 LABELS = {"deep_gemm": "DeepGEMM", "cublaslt": "cuBLASLt without scales", "xla": "XLA, dequantise and dot"}
 
 
 def committed(suite: str = "dense") -> list[pathlib.Path]:
     return sorted((ROOT / "benchmarks" / "results").glob(f"*/{suite}.json"))
+
+
+def listing(result: dict[str, Any]) -> str:
+    """A result as Markdown, a line for each case."""
+    rows = result["rows"]
+    peers = results.peer_names(rows)
+    sizes = list(dict.fromkeys(name for row in rows for name in row["case"]))
+    head = ["operation", *sizes, "us", "of the limit", *(f"{name} / ours" for name in peers)]
+    text = [
+        f"On {result['gpu']} (driver {result['driver']}, JAX {result['jax']}, {result['date']}), kernel time. The limit"
+        " is the larger of operations over the measured peak and bytes over the measured copy rate:",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+    ]
+    for row in rows:
+        share = f"{row['limit_us'] / row['us']:.0%}" if row["limit_us"] else ""
+        ratios = [f"{row['peer_us'][name] / row['us']:.2f}x" if name in row["peer_us"] else "" for name in peers]
+        case = [str(row["case"].get(name, "")) for name in sizes]
+        text.append("| " + " | ".join([f"`{row['op']}`", *case, f"{row['us']:.1f}", share, *ratios]) + " |")
+    return "\n".join(text)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -61,6 +83,7 @@ def summary(rows: list[results.Row], peers: list[str], largest: int) -> list[str
 def section() -> str:
     """What stands between the markers."""
     tables = [table(json.loads(path.read_text())) for path in committed()]
+    tables += [listing(json.loads(path.read_text())) for suite in LISTED for path in committed(suite)]
     return "\n\n".join(tables) if tables else "No results are committed yet."
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense
+from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, linear, wgrad
 from benchmarks.suite import Suite
 
-SUITES: dict[str, Suite] = {"dense": dense.SUITE, "bf16": bf16.SUITE, "cast": cast.SUITE}
+SUITES: dict[str, Suite] = {
+    "dense": dense.SUITE,
+    "dgrad": dgrad.SUITE,
+    "wgrad": wgrad.SUITE,
+    "linear": linear.SUITE,
+    "bf16": bf16.SUITE,
+    "cast": cast.SUITE,
+    "fp8_fp4": fp8_fp4.SUITE,
+}

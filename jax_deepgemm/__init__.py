@@ -8,6 +8,8 @@ from jax_deepgemm.config import set_num_sms as set_num_sms
 from jax_deepgemm.config import set_pdl as set_pdl
 from jax_deepgemm.config import set_target as set_target
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig as Bf16GemmConfig
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d as GemmConfig1d1d
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig as Fp4GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig as GemmConfig
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nn as bf16_gemm_nn
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nt as bf16_gemm_nt
@@ -17,7 +19,13 @@ from jax_deepgemm.ops.casting import cast_back_from_fp8 as cast_back_from_fp8
 from jax_deepgemm.ops.casting import per_block_cast_to_fp8 as per_block_cast_to_fp8
 from jax_deepgemm.ops.casting import per_channel_cast_to_fp8 as per_channel_cast_to_fp8
 from jax_deepgemm.ops.casting import per_token_cast_to_fp8 as per_token_cast_to_fp8
+from jax_deepgemm.ops.fp4_casting import cast_back_from_fp4 as cast_back_from_fp4
+from jax_deepgemm.ops.fp4_casting import per_token_cast_to_fp4 as per_token_cast_to_fp4
 from jax_deepgemm.ops.fp8_dot_general import fp8_dot_general as fp8_dot_general
+from jax_deepgemm.ops.fp8_fp4_gemm import fp8_fp4_gemm_nn as fp8_fp4_gemm_nn
+from jax_deepgemm.ops.fp8_fp4_gemm import fp8_fp4_gemm_nt as fp8_fp4_gemm_nt
+from jax_deepgemm.ops.fp8_fp4_gemm import fp8_fp4_gemm_tn as fp8_fp4_gemm_tn
+from jax_deepgemm.ops.fp8_fp4_gemm import fp8_fp4_gemm_tt as fp8_fp4_gemm_tt
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn as fp8_gemm_nn
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nt as fp8_gemm_nt
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tn as fp8_gemm_tn

@@ -95,15 +95,15 @@ def _cast_back(data: jax.Array, scale: jax.Array) -> jax.Array:
 _FP8, _F32, _BF16 = jnp.float8_e4m3fn, jnp.float32, jnp.bfloat16
 
 
-def _gemm_as(layout: str, b_scale_rows: int = 1, without_kernel: str | None = None, **options: Any) -> Operation:
-    function = getattr(jax_deepgemm, f"fp8_gemm_{layout}")
+def _gemm_as(layout: str, b_scale_rows: int = 1, suffix: str = "", **options: Any) -> Operation:
+    function = getattr(jax_deepgemm, f"fp8_gemm_{layout}{suffix}")
     a, b = ((64, 256), (64, 2)), ((128, 256), (b_scale_rows, 2))
     shapes = [s if layout[0] == "n" else s[::-1] for s in a] + [s if layout[1] == "t" else s[::-1] for s in b]
 
     def gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
         return function((a, a_scale), (b, b_scale), **options)
 
-    return Operation(gemm, tuple(zip(shapes, (_FP8, _F32) * 2, strict=True)), without_kernel)
+    return Operation(gemm, tuple(zip(shapes, (_FP8, _F32) * 2, strict=True)))
 
 
 def _bf16_gemm_as(layout: str) -> Operation:
@@ -111,13 +111,27 @@ def _bf16_gemm_as(layout: str) -> Operation:
     return Operation(getattr(jax_deepgemm, f"bf16_gemm_{layout}"), tuple((shape, _BF16) for shape in shapes))
 
 
+def _fp4_gemm_as(layout: str) -> Operation:
+    function = getattr(jax_deepgemm, f"fp8_fp4_gemm_{layout}")
+    a, b = ((64, 256), (64, 2)), (((128, 128), (128, 8)) if layout[1] == "t" else ((256, 64), (8, 128)))
+    shapes = [s if layout[0] == "n" else s[::-1] for s in a] + list(b)
+
+    def gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
+        return function((a, a_scale), (b, b_scale))
+
+    return Operation(gemm, tuple(zip(shapes, (_FP8, _F32, jnp.uint8, jnp.float8_e8m0fnu), strict=True)))
+
+
 OPERATIONS = {
     **{f"fp8_gemm_{layout}": _gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
     **{f"bf16_gemm_{layout}": _bf16_gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
-    "fp8_gemm_nt (1D1D)": _gemm_as("nt", 128, "reference", recipe=((1, 128), (1, 128))),
+    **{f"fp8_fp4_gemm_{layout}": _fp4_gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
+    "fp8_gemm_nt (1D1D)": _gemm_as("nt", 128, recipe=((1, 128), (1, 128))),
+    "fp8_gemm_nt_skip_head_mid": _gemm_as("nt", suffix="_skip_head_mid", head_splits=(64, 16, 64)),
     "per_token_cast_to_fp8": Operation(jax_deepgemm.per_token_cast_to_fp8, (((64, 256), _BF16),)),
     "per_block_cast_to_fp8": Operation(jax_deepgemm.per_block_cast_to_fp8, (((128, 256), _BF16),)),
     "per_channel_cast_to_fp8": Operation(jax_deepgemm.per_channel_cast_to_fp8, (((256, 64), _BF16),)),
+    "per_token_cast_to_fp4": Operation(jax_deepgemm.per_token_cast_to_fp4, (((64, 256), _BF16),), "XLA"),
     "cast_back_from_fp8": Operation(_cast_back, (((64, 256), _FP8), ((64, 2), _F32)), "XLA"),
 }
 

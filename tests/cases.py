@@ -42,6 +42,29 @@ WEIGHTS = ((2112, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384)
 # The `dense` benchmark. Weights vary slowest, so that a benchmark can keep one weight matrix for all its m.
 DENSE = tuple(Gemm(m, n, k) for n, k in WEIGHTS for m in (1, 16, 64, 128, 256, 1024, 4096))
 
+# The `dgrad` benchmark: gradients of 4096 tokens, back through the same projections.
+DGRAD = tuple(Gemm(4096, k, n) for n, k in WEIGHTS)
+
+# The `wgrad` benchmark: gradients of weights, summed over k tokens and added to what other batches gave.
+WGRAD = tuple(
+    Gemm(m, n, k, "float32")
+    for m, n, k in (
+        (2112, 4096, 7168),
+        (576, 4096, 7168),
+        (24576, 4096, 1536),
+        (32768, 4096, 512),
+        (7168, 4096, 16384),
+        (4096, 4096, 7168),
+        (7168, 4096, 2048),
+    )
+)
+
+# The `linear` benchmark: m tokens through a layer of n x k weights, and back.
+LINEAR = (Gemm(4096, 7168, 4096), Gemm(4096, 2048, 7168))
+
+# The `fp8_fp4` benchmark.
+FP8_FP4 = tuple(Gemm(m, n, k) for n, k in ((7168, 16384), (24576, 1536), (4096, 7168)) for m in (1, 16, 64, 4096))
+
 # Sizes that end inside a tile, a scale block or a TMA box.
 ODD_M = (1, 3, 77, 129, 1000)
 ODD_N = (24, 576, 2112)
@@ -86,6 +109,6 @@ BF16_ODD = tuple(
     Bf16Gemm(m, n, k, layout=layout)
     for layout in LAYOUTS
     for m in ((1, 3, 77, 129, 1000) if layout[0] == "n" else (8, 72, 136, 1000))
-    for n in (24, 2112)
+    for n in (136, 2112)
     for k in ((1, 65, 7001) if layout == "tn" else (8, 200, 7168))
 )

@@ -56,14 +56,13 @@ def chosen(case: Gemm) -> GemmConfig:
     return sm90.fp8_gemm(case.m, case.n, case.k, itemsize, H100.num_sms, H100.smem_bytes)
 
 
-def row(case: Gemm) -> dict[str, Any]:
+def said(config: GemmConfig, planned: Launch | None) -> dict[str, Any]:
     """The fields of the configuration that are not their defaults, and what the launch makes of it."""
-    config, planned = chosen(case), launch(case)
     assert planned is not None
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    said = {f.name: fields[f.name] for f in dataclasses.fields(config) if fields[f.name] != f.default}
+    changed = {f.name: fields[f.name] for f in dataclasses.fields(config) if fields[f.name] != f.default}
     stages = dict(planned.kernel.template)["kStages"]
-    return said | {"stages": stages, "grid": planned.grid[0], "shared_memory": planned.shared_memory}
+    return changed | {"stages": stages, "grid": planned.grid[0], "shared_memory": planned.shared_memory}
 
 
 def kernels() -> list[Kernel]:
@@ -78,14 +77,15 @@ def kernels() -> list[Kernel]:
 
 def text() -> str:
     """The file's content: a case a line."""
-    lines = (f"  {json.dumps(str(case))}: {json.dumps(row(case))}" for case in CASES)
+    lines = (f"  {json.dumps(str(case))}: {json.dumps(said(chosen(case), launch(case)))}" for case in CASES)
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 if __name__ == "__main__":
-    from tests import golden_bf16
+    from tests import golden_1d1d, golden_bf16, golden_fp4
 
     FILE.parent.mkdir(exist_ok=True)
-    for file, content in ((FILE, text()), (golden_bf16.FILE, golden_bf16.text())):
-        file.write_text(content)
-        print(f"wrote {file}")
+    FILE.write_text(text())
+    for module in (golden_1d1d, golden_bf16, golden_fp4):
+        module.FILE.write_text(module.text())
+    print(f"wrote {FILE.parent}")

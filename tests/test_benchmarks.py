@@ -10,10 +10,26 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bf16, capture, dense, environment, jit, render, results, roofline, suite, timing
+from benchmarks import (
+    bf16,
+    capture,
+    chain,
+    dense,
+    environment,
+    fp8_fp4,
+    jit,
+    linear,
+    render,
+    results,
+    roofline,
+    suite,
+    timing,
+    wgrad,
+)
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
 from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm
+from tests.deviceless import LAUNCH, moves, sharding
 
 XSPACE = """
 planes { name: "/host:CPU" }
@@ -258,7 +274,7 @@ def test_guard_accepts_our_result_and_xla_s(small):
 @pytest.mark.parametrize("wrong", ["zeroed", "shifted", "transposed", "nan", "one row", "block lost"])
 def test_guard_refuses_wrong_results(small, wrong):
     case, operands, result = small
-    result = result.copy()
+    result = np.array(result, np.float32)
     if wrong == "zeroed":
         result[:] = 0
     elif wrong == "shifted":
@@ -274,6 +290,41 @@ def test_guard_refuses_wrong_results(small, wrong):
         lost = operands._replace(a_scale=operands.a_scale.at[:, 1].set(0))
         result = dense.SUITE.ours(lost).result()
     assert dense.checker(case, operands)(result) is not None
+
+
+@pytest.mark.parametrize("module, case", [(wgrad, Gemm(40, 72, 400, "float32")), (linear, Gemm(256, 384, 128))])
+def test_guards_of_the_backward_suites(module, case):
+    operands = module.operands(case)
+    check = module.checker(case, operands)
+    (xla,) = [peer for peer in module.SUITE.peers if peer.name == "xla"]
+    for prepare in (module.SUITE.ours, xla.prepare):
+        prepared = prepare(operands)
+        prepared.call()  # adds to a sum of its own
+        result = np.array(prepared.result())
+        assert check(result) is None
+        result[-result.shape[0] // 8 :] = 0
+        assert check(result) is not None
+
+
+def test_a_layer_may_launch_several_kernels(card, capsys):
+    layer = [("cast", 10.0), ("gemm", 20.0)]
+
+    def ours(operands):
+        return Prepared(lambda: [card.launch(kernel, us) for kernel, us in layer], lambda: np.ones(1))
+
+    for one_kernel, said in ((True, True), (False, False)):
+        assert suite.run(synthetic(card, ours=ours, one_kernel=one_kernel), suite.Options(commit="abc")) == 0
+        assert ("2 kernels, must be 1" in capsys.readouterr().err) is said
+
+
+def test_guard_of_fp4_weights():
+    case = Gemm(24, 192, 384)
+    operands = fp8_fp4.operands(case)
+    check = fp8_fp4.checker(case, operands)
+    assert check(fp8_fp4.SUITE.ours(operands).result()) is None
+    lost = operands._replace(b_scale=operands.b_scale.at[:, 1].set(2.0**-9))
+    assert check(fp8_fp4.SUITE.ours(lost).result()) is not None
+    assert fp8_fp4.SUITE.peers[0].prepare(operands).result().shape == (24, 192)
 
 
 def test_operands_are_real_and_repeatable(small):
@@ -374,3 +425,24 @@ def test_a_jit_worker_compiles_the_kernel(tmp_path):
     (answer,) = jit.together([jit.worker("compile", JAX_PLATFORMS="cpu", JAX_DEEPGEMM_CACHE_DIR=str(tmp_path))])
     assert answer is not None and answer["first_us"] > answer["again_us"] > 0
     assert any(tmp_path.rglob("*.bin"))
+
+
+def test_a_chain_is_launches_with_nothing_between():
+    args = chain.operands(2)
+    on = sharding("h100")
+    described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), args)
+    compiled = jax.jit(chain.program(6)).lower(*described).compile().as_text()
+    assert compiled.count(LAUNCH) == 6 and moves(compiled) == []
+
+
+def test_chain_rows(monkeypatch):
+    answers = iter([{"kernels_us": 200.0}, {"host_us": 80.0, "host_us_twice": 140.0, "wall_us": 210.0}, None])
+    started = []
+    monkeypatch.setattr(jit, "worker", lambda *arguments, **variables: started.append((*arguments, variables)))
+    monkeypatch.setattr(jit, "together", lambda workers: [next(answers)])
+    monkeypatch.setenv("XLA_FLAGS", "--one --xla_gpu_enable_command_buffer=")
+    host, further, wall = jit.chain_rows()  # with command buffers the worker failed
+    assert (host["us"], further["us"], wall["us"], wall["limit_us"]) == (4.0, 3.0, 210.0, 200.0)
+    assert host["case"] == {"chain": 20} and "command buffers off" in wall["op"]
+    off = {"XLA_FLAGS": "--one --xla_gpu_enable_command_buffer="}
+    assert started == [("kernels", off), ("chain", off), ("chain", {"XLA_FLAGS": "--one"})]

@@ -109,11 +109,44 @@ def test_a_configuration_that_does_not_fit_is_refused() -> None:
         ({"rows_loaded": 256}, "`rows_loaded` must be"),
         ({"rows_loaded": 8, "layout": "tn"}, "and K contiguous"),
         ({"rows_loaded": 8, "cluster_rows": 2}, "`rows_loaded` must be"),
+        ({"rows_loaded": -8}, "`rows_loaded` must be"),
+        ({"layout": "nn", "columns": 192, "cluster_rows": 3}, "must be 1, 2, 4 or 8"),
+        ({"layout": "tn", "rows": 192, "cluster_columns": 6}, "must be 1, 2, 4 or 8"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Bf16GemmConfig(**{"rows": 128, "columns": 128} | fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "config, m, n, loaded",
+    [
+        (Bf16GemmConfig(64, 64, rows_loaded=8), 8, 512, 8),
+        (Bf16GemmConfig(64, 64, rows_loaded=8), 9, 512, 64),  # M of a batch, folded
+        (Bf16GemmConfig(64, 64, rows_loaded=8), 512, 512, 64),
+        (Bf16GemmConfig(64, 8, swap=True, rows_loaded=8), 8, 512, 64),
+        (Bf16GemmConfig(64, 8, swap=True, rows_loaded=8), 512, 8, 8),
+    ],
+)
+def test_rows_that_the_matrix_has_are_loaded(config: Bf16GemmConfig, m: int, n: int, loaded: int) -> None:
+    launch = bf16_gemm_plan.launch(config, m, n, 256, 2, H100.num_sms, H100.smem_bytes)
+    boxes = [x.box for x in launch.arguments if isinstance(x, TensorMap)]
+    assert dict(launch.kernel.template)["kRowsLoaded"] == loaded
+    assert boxes[0] == (64, loaded)
+
+
+@pytest.mark.parametrize("sharing", [2, 4, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cluster_loads_whole_tiles(layout: str, sharing: int) -> None:
+    """What the kernel waits for is what its boxes hold."""
+    for name in ("cluster_rows", "cluster_columns"):
+        config = Bf16GemmConfig(128, 128, layout=layout, **{name: sharing})  # type: ignore[arg-type]
+        launch = bf16_gemm_plan.launch(config, 4096, 4096, 4096, 2, H100.num_sms, H100.smem_bytes)
+        rows, columns, _ = (x.box for x in launch.arguments if isinstance(x, TensorMap))
+        slabs = [2 if mn else 1 for mn in (config.mn_rows, config.mn_columns)]
+        assert slabs[0] * config.cluster_columns * rows[0] * rows[1] == 128 * 64
+        assert slabs[1] * config.cluster_rows * columns[0] * columns[1] == 128 * 64
 
 
 # --- against the kernel's source -----------------------------------------------------------------------------------

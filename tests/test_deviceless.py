@@ -128,23 +128,51 @@ def test_a_cast_in_the_same_jit_writes_k_contiguous(function: Callable[..., jax.
     assert "fusion" not in {opcode(i) for i in computations(program)["ENTRY"] if "[256,1024]" in i}
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_casts_for_the_gradient_of_weights_write_what_the_product_reads(both: bool) -> None:
-    def gradient(dy: jax.Array, x: jax.Array) -> Any:
-        if both:
-            lying, turned = quantise(dy, straight=(1, 128), turned=(128, 1))
-            return fp8_gemm_nt(turned, per_channel_cast_to_fp8(x), recipe=ROWS), lying.data, lying.scale.T
-        return fp8_gemm_nt(per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x), recipe=ROWS)
+@pytest.mark.parametrize("block", [(128, 128), None])
+def test_both_casts_at_once_are_one_launch_and_write_scales_as_products_read_them(block: Any) -> None:
+    def function(x: jax.Array) -> Any:
+        straight, turned = quantise(x, straight=block or (1, 128), turned=block or (128, 1))
+        # Of single rows or columns, with these fastest: transposed, they are row-major results.
+        return straight.data, turned.data, *(s if block else s.T for s in (straight.scale, turned.scale))
 
-    dy, x = (jax.ShapeDtypeStruct((1024, width), jnp.bfloat16) for width in (256, 512))
-    program = compiled(gradient, dy, x)
-    assert program.count(LAUNCH) == 3
+    program = compiled(function, X)
+    assert program.count(LAUNCH) == 1
+    assert {opcode(i) for i in computations(program)["ENTRY"]} <= {
+        "parameter",
+        "bitcast",
+        "get-tuple-element",
+        "custom-call",
+        "tuple",
+    }
+
+
+B_BY_ROWS = (B[0], jax.ShapeDtypeStruct((N, K // 128), jnp.float32))
+
+
+def test_scales_by_rows_of_arguments_are_transposed_once() -> None:
+    program = compiled(lambda a, b: fp8_gemm_nt(a, b, recipe=ROWS), A, B_BY_ROWS)
+    assert program.count(LAUNCH) == 1 and program.count("sm90_fp8_gemm_1d1d") >= 1
+    assert sorted(shapes(moves(program))) == ["f32[8,1024]", "f32[8,256]"]
+
+
+def test_scales_by_rows_are_taken_with_the_rows_fastest() -> None:
+    def function(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array, c: jax.Array) -> jax.Array:
+        return fp8_gemm_nt((a, a_scale.T), (b, b_scale.T), c=c, recipe=ROWS, out_dtype=jnp.float32)
+
+    args = A[0], TRANSPOSED, B[0], jax.ShapeDtypeStruct((K // 128, N), jnp.float32)
+    program = compiled(function, *args, jax.ShapeDtypeStruct((M, N), jnp.float32), donate=[4])
+    entry = [opcode(i) for i in computations(program)["ENTRY"]]
+    assert sorted(entry) == ["bitcast", "bitcast", "custom-call", *["parameter"] * 5]
+    assert "output_to_operand_aliasing={{}: (4, {})}" in program
+
+
+def test_casts_write_scales_with_the_rows_fastest() -> None:
+    def weight_gradient(dy: jax.Array, x: jax.Array) -> jax.Array:
+        return fp8_gemm_nt(per_channel_cast_to_fp8(dy), per_channel_cast_to_fp8(x), recipe=ROWS, out_dtype=jnp.float32)
+
+    program = compiled(weight_gradient, X, X)
+    assert program.count(LAUNCH) >= 1
     assert moves(program) == []
-
-
-def test_scales_by_rows_have_no_kernel_yet() -> None:
-    b = (B[0], jax.ShapeDtypeStruct((N, K // 128), jnp.float32))
-    assert "jax_deepgemm.launch" not in compiled(lambda a, b: fp8_gemm_nt(a, b, recipe=ROWS), A, b)
 
 
 def test_a_chain_of_five_is_a_command_buffer(tmp_path: pathlib.Path) -> None:

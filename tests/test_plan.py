@@ -7,17 +7,19 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from jax_deepgemm import compile, nvrtc
 from jax_deepgemm.config import Config
-from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics import sm90, sm90_1d1d
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, TensorMap
 from jax_deepgemm.ops import fp8_gemm_plan
 from jax_deepgemm.target import H100, Target
-from tests import golden
+from tests import golden, golden_1d1d
 from tests.cases import DENSE, EMPTY, Gemm
 
 # M and N of one row of 16 bytes, K of one TMA box or less, a million rows, a matrix far larger than the L2 cache.
@@ -55,26 +57,33 @@ def check(case: Gemm, launch: Launch, num_sms: int) -> None:
     assert set(used) == set(range(5 + template["kHasC"])), case
 
 
-def test_golden_launches() -> None:
-    assert golden.FILE.read_text() == golden.text(), "if the change is meant: python -m tests.golden"
+RECIPES = pytest.mark.parametrize("recipe", [golden, golden_1d1d], ids=["blocks", "rows"])
 
 
-def test_golden_file_has_every_case() -> None:
-    assert list(json.loads(golden.FILE.read_text())) == [str(case) for case in golden.CASES]
+@RECIPES
+def test_golden_launches(recipe: Any) -> None:
+    assert recipe.FILE.read_text() == recipe.text(), "if the change is meant: python -m tests.golden"
 
 
+@RECIPES
+def test_golden_file_has_every_case(recipe: Any) -> None:
+    assert list(json.loads(recipe.FILE.read_text())) == [str(case) for case in recipe.CASES]
+
+
+@RECIPES
 @pytest.mark.parametrize("has_c", [False, True])
-def test_launches_of_the_suite(has_c: bool) -> None:
-    for case in golden.CASES:
-        launch = golden.launch(case, has_c=has_c)
+def test_launches_of_the_suite(has_c: bool, recipe: Any) -> None:
+    for case in recipe.CASES:
+        launch = recipe.launch(case, has_c=has_c)
         assert launch is not None
         check(case, launch, H100.num_sms)
 
 
+@RECIPES
 @pytest.mark.parametrize("num_sms", [1, 2, 7, 66, 131, 132])
-def test_every_problem_has_a_launch(num_sms: int) -> None:
+def test_every_problem_has_a_launch(num_sms: int, recipe: Any) -> None:
     for case in (*EXTREMES, *random_cases(60)):
-        launch = golden.launch(case, config=Config(num_sms=num_sms))
+        launch = recipe.launch(case, config=Config(num_sms=num_sms))
         assert launch is not None, case
         check(case, launch, num_sms)
 
@@ -111,6 +120,11 @@ def test_empty_and_endless_problems_have_no_launch(case: Gemm) -> None:
     assert golden.launch(case) is None
 
 
+@pytest.mark.parametrize("case", [Gemm(16, 12, 128), Gemm(16, 10, 128, "float32"), Gemm(16, 64, 136)], ids=str)
+def test_shards_whose_rows_are_no_multiples_of_16_bytes_have_no_launch(case: Gemm) -> None:
+    assert golden.launch(case) is None
+
+
 def test_a_configuration_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must have room for two stages in 65536 bytes of shared memory, got 1"):
         fp8_gemm_plan.launch(GemmConfig(128, 128), 4096, 4096, 7168, 2, 132, 65536)
@@ -120,10 +134,10 @@ def test_other_gpus_have_no_launch() -> None:
     assert golden.launch(DENSE[0], target=Target("sm_100a", 148, H100.smem_bytes)) is None
 
 
-def test_other_recipes_have_no_launch() -> None:
-    case = DENSE[0]
-    assert golden.launch(case) is not None
-    assert golden.launch(case, recipe=((1, 128), (1, 128))) is None
+def test_each_recipe_has_its_kernel() -> None:
+    for recipe, stem in ((golden, "sm90_fp8_gemm_1d2d"), (golden_1d1d, "sm90_fp8_gemm_1d1d")):
+        launch = recipe.launch(DENSE[0])
+        assert launch is not None and launch.kernel.stem == stem
 
 
 @pytest.mark.parametrize(
@@ -140,11 +154,30 @@ def test_other_recipes_have_no_launch() -> None:
         ({"split_k": 9}, "at most 8 CTAs, got 9"),
         ({"columns": 192, "stage_blocks": 4}, "more than there are registers"),
         ({"columns": 16, "cluster_rows": 4}, "parts of 8 rows"),
+        ({"split_k": 0}, "`split_k` must be positive, got 0"),
+        ({"cluster_rows": 0}, "`cluster_rows` must be positive"),
+        ({"cluster_columns": -1}, "`cluster_columns` must be positive"),
+        ({"group": 0}, "`group` must be positive"),
+        ({"stage_blocks": 0}, "`stage_blocks` must be positive"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GemmConfig(**{"rows": 128, "columns": 128} | fields)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"swap": True}, "`swap` must be False"),
+        ({"ahead": 2, "split_k": 2}, "`ahead` must be 0"),
+        ({"rows": 256, "ahead": 2}, "`ahead` must be 0"),
+        ({"columns": 144, "ahead": 2}, "more than there are registers"),
+    ],
+)
+def test_impossible_configurations_with_scales_by_rows_are_refused(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GemmConfig1d1d(**{"rows": 128, "columns": 128} | fields)
 
 
 # --- against the kernel's source -----------------------------------------------------------------------------------
@@ -153,7 +186,8 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
 def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
     """No spills, no warnings of ptxas, and a pool of registers that is large enough for setmaxnreg."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = [fault for found in pool.map(faults_of, golden.kernels()) for fault in found]
+        kernels = golden.kernels() + golden_1d1d.kernels()
+        faults = [fault for found in pool.map(faults_of, kernels) for fault in found]
     assert not faults, "\n".join(faults)
 
 
@@ -177,8 +211,8 @@ def layouts() -> dict[Kernel, int]:
     found: dict[Kernel, int] = {}
     draw = random.Random(1)
     for case in (*EXTREMES[:5], *random_cases(40)):
-        candidates = list(sm90.candidates(case.m, case.n, case.k, H100.num_sms))
-        for config in draw.sample(candidates, min(8, len(candidates))):
+        blocks, rows = (list(h.candidates(case.m, case.n, case.k, H100.num_sms)) for h in (sm90, sm90_1d1d))
+        for config in (*draw.sample(blocks, min(8, len(blocks))), *draw.sample(rows, min(4, len(rows)))):
             out_bytes, has_c = draw.choice((2, 4)), draw.random() < 0.5
             if config.stages(out_bytes, H100.smem_bytes) >= 2:
                 sizes = case.m, -(-case.n // 8) * 8, case.k, out_bytes, H100.num_sms, H100.smem_bytes
@@ -193,7 +227,8 @@ def compile_layouts(expected: dict[Kernel, int]) -> None:
     for index, (kernel, size) in enumerate(expected.items()):
         config = f"Config{index}"
         source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
-        end = f"SharedLayout<{config}>::kBarriers + (3 * {config}::kStages + 2) * 8"
+        operands = "Fp8ByRows" if kernel.stem == "sm90_fp8_gemm_1d1d" else "ScaledFp8"
+        end = f"SharedLayout<{config}, {operands}<{config}>>::kBarriers + (3 * {config}::kStages + 2) * 8"
         source += f'static_assert({end} == {size}, "{config}");\n'
     options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
     nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_deepgemm import GemmConfig, compile, fp8_gemm_nt_skip_head_mid, set_target
+from jax_deepgemm import GemmConfig, GemmConfig1d1d, compile, fp8_gemm_nt_skip_head_mid, set_target
 from jax_deepgemm.config import Config
 from jax_deepgemm.ops import fp8_gemm_skip_head_mid as op
 from jax_deepgemm.target import H100
@@ -68,6 +68,7 @@ def test_empty(m, heads, k):
         ({"d": jnp.zeros((24, 1024), BF16)}, ValueError, r"`d` must be bfloat16 of shape \(24, 1280\), got"),
         ({"d": jnp.zeros((24, 1280))}, TypeError, r"`d` must be bfloat16 .*, got float32\[24,1280\]"),
         ({"b": operands(24, 1024, 512)[1]}, ValueError, r"`b` must be of shape \(N, 256\) with the K of `a`"),
+        ({"config": GemmConfig1d1d(64, 64)}, TypeError, "`config` must be a GemmConfig or None, got GemmConfig1d1d"),
         ({"config": 3}, TypeError, "`config` must be a GemmConfig or None, got int"),
         ({"head_splits": (16, 8, 16), "b": operands(24, 64, 256)[1], "config": GemmConfig(128, 128)}, ValueError,
          "`config` must store boxes of columns that divide the left and right parts of a head, 16 and 16"),
@@ -110,6 +111,13 @@ def test_results_are_as_wide_as_their_heads():
     launch = plan(100, 16, 512, SPLIT, BF16, True, GemmConfig(128, 128))
     _, _, d_map, *_ = launch.arguments
     assert (d_map.buffer, d_map.sizes, d_map.strides, d_map.box) == (5, (16 * 320, 100), (16 * 640,), (64, 16))
+
+
+@pytest.mark.parametrize("config", [None, GemmConfig(128, 128)])
+def test_a_result_too_wide_for_32_bits_has_no_launch(config):
+    splits = (64, 2**20, 64)
+    assert plan(1, 2**11 - 1, 128, splits, BF16, True, config) is not None
+    assert plan(1, 2**11, 128, splits, BF16, True, config) is None
 
 
 def test_parts_that_boxes_do_not_divide_are_stored_otherwise():

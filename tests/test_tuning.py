@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 
@@ -18,6 +19,7 @@ from jax_deepgemm import (
     H100,
     Bf16GemmConfig,
     GemmConfig,
+    GemmConfig1d1d,
     cache,
     compile,
     config,
@@ -120,6 +122,7 @@ def test_bf16(layout, measuring):
         ((64, 48), TypeError, "`config` must be a GemmConfig or None, got tuple"),
         (Bf16GemmConfig(64, 48), TypeError, "`config` must be a GemmConfig or None, got Bf16GemmConfig"),
         (GemmConfig(128, 192, stage_blocks=1), None, ""),
+        (GemmConfig1d1d(64, 48), TypeError, "`config` must be a GemmConfig or None, got GemmConfig1d1d"),
         (
             GemmConfig(256, 48, stage_blocks=4),
             ValueError,
@@ -212,11 +215,20 @@ def test_operands_may_be_described(measuring):
     assert rows_and_columns(fp8_gemm_nt, A, B) == tiles(found.config)
 
 
+def test_scales_by_rows(measuring):
+    a, b = operands(64, 384, 256, recipe=ROWS)
+    gemm = functools.partial(fp8_gemm_nt, recipe=ROWS)
+    assert rows_and_columns(lambda a, b: gemm(a, b, config=GemmConfig1d1d(64, 48)), a, b) == [(64, 48)]
+    with pytest.raises(TypeError, match="`config` must be a GemmConfig1d1d or None, got GemmConfig"):
+        gemm(a, b, config=OTHER)
+    (found,) = tune(gemm, a, b)
+    assert type(found.config) is GemmConfig1d1d and rows_and_columns(gemm, a, b) == tiles(found.config)
+
+
 def test_only_what_has_a_choice_is_measured(measuring):
     def model(a, b):
-        by_rows = fp8_gemm_nt(a, a, recipe=ROWS)  # in a square of 64
         empty = fp8_gemm_nt((a[0][:0], a[1][:0]), b)
-        return fp8_gemm_nt(a, b, config=OTHER), by_rows, empty
+        return fp8_gemm_nt(a, b, config=OTHER), empty
 
     assert tune(model, A, B) == [] and current().tunings == 0
 
@@ -235,8 +247,8 @@ def scanned(x, w):
 
 MODELS = {
     "jit": (jax.jit(loss), 1),
-    "gradient": (jax.grad(loss, (0, 1)), 1),  # dx has the sizes of the forward pass
-    "scan and remat": (jax.grad(scanned), 1),
+    "gradient": (jax.grad(loss, (0, 1)), 2),  # dx has the sizes of the forward pass; dw
+    "scan and remat": (jax.grad(scanned), 2),
     "cond": (lambda x, w: jax.lax.cond(x[0, 0] > 0, loss, lambda x, w: 2.0 * loss(x[:32], w).astype(x.dtype), x, w), 2),
     "vmap": (jax.vmap(loss, (None, 0)), 1),
     "settings": (lambda x, w: (loss(x, w), with_few(x, w)), 2),

@@ -79,3 +79,37 @@ __device__ __forceinline__ u32 pack_e4m3(float first, float second, float third,
         : "f"(first), "f"(second), "f"(third), "f"(fourth));
     return packed;
 }
+
+// ---- accesses of 1 to 16 bytes -------------------------------------------------------------------------------------
+
+// Into words that are zero; of 2 bytes, into the upper half of a word if `half` is 1.
+template <u32 kBytes>
+__device__ __forceinline__ void read_bytes(u32* to, const void* from, u32 half) {
+    if constexpr (kBytes == 16) {
+        const uint4 v = *reinterpret_cast<const uint4*>(from);
+        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+    } else if constexpr (kBytes == 8) {
+        const uint2 v = *reinterpret_cast<const uint2*>(from);
+        to[0] = v.x, to[1] = v.y;
+    } else if constexpr (kBytes == 4) {
+        to[0] = *reinterpret_cast<const u32*>(from);
+    } else {
+        to[0] |= static_cast<u32>(*reinterpret_cast<const u16*>(from)) << (16 * half);
+    }
+}
+
+// kBytes from `byte` of the first of the words on.
+template <u32 kBytes>
+__device__ __forceinline__ void write_bytes(u8* to, const u32* from, u32 byte) {
+    if constexpr (kBytes == 16) {
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else if constexpr (kBytes == 8) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(from[0], from[1]);
+    } else if constexpr (kBytes == 4) {
+        *reinterpret_cast<u32*>(to) = from[0];
+    } else if constexpr (kBytes == 2) {
+        *reinterpret_cast<u16*>(to) = static_cast<u16>(from[0] >> (8 * byte));
+    } else {
+        *to = static_cast<u8>(from[0] >> (8 * byte));
+    }
+}

@@ -19,11 +19,15 @@
 #include "common/wgmma.cuh"
 
 template <class Config, class Scaling>
+struct Fp8Runs;  // fp8_runs.cuh
+
+template <class Config, class Scaling>
 struct Fp8Gemm {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Operands = typename Scaling::Operands;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     using Walk = GemmWalk<Config>;
-    using Epilogue = GemmEpilogue<Config>;
+    using Epilogue = GemmEpilogue<Config, Operands>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
     using Columns = typename ResultColumns<Config>::type;
@@ -54,7 +58,8 @@ struct Fp8Gemm {
 
     // Run by one thread.
     static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
-                                                         const TensorMap& columns_map, u32 m, u32 n, u32 k) {
+                                                         const TensorMap& columns_map, const TensorMap& c_map, u32 m,
+                                                         u32 n, u32 k) {
         constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
         constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
         const u64 policy = l2_evict_first();
@@ -75,6 +80,19 @@ struct Fp8Gemm {
                         shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
                     load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
                         shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
+                }
+            }
+#pragma unroll 1
+            for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {
+                const u32 box = i * Layout::kCBoxesPerStage;
+                const u32 count = min(Layout::kCBoxesPerStage, Layout::kCBoxes - box);
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                Barrier& full = shared.full(pipe.stage);
+                full.arrive_expect_bytes(count * Layout::kRowsBytes);
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j) {
+                    tma_load_2d(shared.c_box(pipe.stage, j), c_map, full,
+                                corner.column + (box + j) * Layout::kCBoxColumns, corner.row);
                 }
             }
         }
@@ -99,6 +117,11 @@ struct Fp8Gemm {
                 for (u32 j = 0; j < count; ++j) source.copy_next(shared.scales_a(first + j));
                 shared.scales_full(pipe.stage).arrive_after_async_copies();
             }
+#pragma unroll 1
+            for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {  // they have none
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                shared.scales_full(pipe.stage).arrive();
+            }
         }
         async_copy_wait_all();
     }
@@ -113,6 +136,13 @@ struct Fp8Gemm {
         wgmma_commit();
     }
 
+    // By a vote the compiler knows it to be the same for all of a warp, and keeps what depends on it, such as the
+    // operands' descriptors, in uniform registers. Measured with scales by rows only.
+    static __device__ __forceinline__ u32 math_group() {
+        if constexpr (Config::kScaleN == 1) return __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
+        return threadIdx.x / 128;
+    }
+
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
         __syncwarp();
         if constexpr (kCluster == 1) {
@@ -120,6 +150,21 @@ struct Fp8Gemm {
         } else {
             if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
         }
+    }
+
+    // C comes through the ring, behind the blocks of K.
+    static __device__ __forceinline__ void add_c(const Shared& shared, float (&sum)[kWaves][kAccumulators],
+                                                 Pipeline& pipe, u32 group, Fragment at, u32 lane) {
+        unrolled<Layout::kCStages>([&](auto stage) {
+            constexpr u32 kFirst = stage.value * Layout::kCBoxesPerStage, kLeft = Layout::kCBoxes - kFirst;
+            shared.full(pipe.stage).wait(pipe.phase);
+            shared.scales_full(pipe.stage).wait(pipe.phase);  // there are none, but phases pass one by one
+            unrolled<kLeft < Layout::kCBoxesPerStage ? kLeft : Layout::kCBoxesPerStage>([&](auto j) {
+                Epilogue::template add_c_box<kFirst + j.value>(sum, shared.c_box(pipe.stage, j.value), group, at);
+            });
+            release(shared, pipe.stage, lane);
+            pipe.advance();
+        });
     }
 
     // Two warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and
@@ -163,7 +208,7 @@ struct Fp8Gemm {
 
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
                                                    u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        const u32 thread = threadIdx.x, group = math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
@@ -202,6 +247,7 @@ struct Fp8Gemm {
                     }
                 }
             }
+            add_c(shared, sum, pipe, group, at, lane);
             if constexpr (Layout::kStoreByTma) {
                 Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
@@ -221,8 +267,8 @@ struct Fp8Gemm {
     // ---- kernel ---------------------------------------------------------------------------------------------------
 
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
-                                               const TensorMap& d_map, const float* scales_a, const float* scales_b,
-                                               const Out* c, Out* d, u32 m, u32 n, u32 k) {
+                                               const TensorMap& c_map, const TensorMap& d_map, const float* scales_a,
+                                               const float* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k) {
         extern __shared__ __align__(1024) u8 shared_memory[];
         const Shared shared{shared_memory};
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -243,6 +289,7 @@ struct Fp8Gemm {
                 }
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);
+                if constexpr (Layout::kCByRing) tma_prefetch_descriptor(c_map);
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
             fence_barrier_init();
@@ -259,11 +306,15 @@ struct Fp8Gemm {
         // than the producer gives back would wait for ever.
         if (warp >= kMathWarps) {
             if constexpr (kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
-            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, m, n, k);
+            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();
-            compute(shared, d_map, c, d, m, n, k);
+            if constexpr (Config::kAhead > 0) {
+                Fp8Runs<Config, Scaling>::compute(shared, d_map, c, m, n, k);
+            } else {
+                compute(shared, d_map, c, d, m, n, k);
+            }
         }
         // Peers may still write to or read from this CTA's shared memory.
         if constexpr (kInCluster) cluster_sync();

@@ -15,7 +15,16 @@ struct ScaledFp8 {
     static constexpr u32 kBlockK = ::kBlockK;
     static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
     static constexpr u32 kScaleN = Config::kScaleN;
-    static constexpr bool kPartialsInRing = false;
+    static constexpr u32 kScalesPitch = 0;  // as they are in memory
+    static constexpr bool kPartialsInRing = false, kCByRing = false;
+};
+
+// The same with a scale for each row of both operands. In shared memory those of columns 8 j + 2 q + 0, 1 lie together
+// for each q, so that a thread reads four of its own at once, and the four q are in different banks.
+template <class Config>
+struct Fp8ByRows : ScaledFp8<Config> {
+    static constexpr u32 kScalesPitch = align_up(Config::kColumns / 4 - 4, 8) + 4;
+    static constexpr bool kCByRing = true;
 };
 
 // BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
@@ -26,6 +35,8 @@ struct PlainBf16 {
     static constexpr u32 kColumnsTile = Config::kMnColumns ? align_up(Config::kColumns, 64) : Config::kColumns;
     static constexpr u32 kScaleN = 0;                            // no scales
     static constexpr bool kPartialsInRing = Config::kSplitK > 1;  // partial tiles lie where the tiles did
+    static constexpr u32 kScalesPitch = 0;
+    static constexpr bool kCByRing = false;
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
@@ -36,7 +47,8 @@ struct SharedLayout {
     static constexpr u32 kOutBytes = sizeof(typename Config::Out);
 
     // A tile that begins anywhere can touch this many blocks of 128 of N.
-    static constexpr u32 kScalesB = Operands::kScaleN == 1      ? kTileN
+    static constexpr u32 kScalesB = Operands::kScalesPitch      ? 4 * Operands::kScalesPitch
+                                    : Operands::kScaleN == 1    ? kTileN
                                     : kScaleBlock % kTileN == 0 ? 1
                                     : kTileN % kScaleBlock == 0 ? kTileN / kScaleBlock
                                                                 : ceil_div(kTileN, kScaleBlock) + 1;
@@ -47,6 +59,13 @@ struct SharedLayout {
     // Of a block: A's, then B's.
     static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB) * 4, 16) : 0;
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
+
+    // C comes through the ring of tiles behind the blocks of K, in boxes of all rows and 128 bytes of columns.
+    static constexpr bool kCByRing =
+        Operands::kCByRing && Config::kHasC && kStoreByTma && kColumns * kOutBytes % 128 == 0;
+    static constexpr u32 kCBoxColumns = 128 / kOutBytes, kCBoxes = kColumns / kCBoxColumns;
+    static constexpr u32 kCBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
+    static constexpr u32 kCStages = kCByRing ? ceil_div(kCBoxes, kCBoxesPerStage) : 0;
 
     // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.
     static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
@@ -73,6 +92,9 @@ struct SharedMemory {
     u8* base;
     __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
     __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
+    __device__ __forceinline__ u8* c_box(u32 stage, u32 box) const {
+        return rows(stage * Config::kStageBlocks) + box * Layout::kRowsBytes;
+    }
     __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
     __device__ __forceinline__ float* scales_a(u32 block) const {
         return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);

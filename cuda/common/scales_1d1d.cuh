@@ -4,75 +4,75 @@
 #include "common/gemm_layout.cuh"
 #include "common/tma.cuh"
 
-// Scales of rows that lie along one side of a tile, rows fastest in memory: this lane's are `lane`, `lane + 32`, ...
-// Rows beyond the last keep what the stage held before: nobody stores them.
-template <u32 kExtent>
-struct RowScales {
-    const float* from;
-    u32 left, rows;
-
-    __device__ __forceinline__ RowScales(const float* scales, u32 first, u32 rows, u32 k_begin, u32 lane)
-        : from(scales + static_cast<u64>(k_begin) * rows + first + lane), rows(rows) {
-        const u32 extent = first < rows ? min(kExtent, rows - first) : 0;
-        left = extent > lane ? extent - lane : 0;
-    }
-
-    __device__ __forceinline__ void copy_next(float* to) {
-#pragma unroll
-        for (u32 at = 0; at < kExtent; at += 32) {
-            if (at < left) async_copy_4_bytes(to + at, from + at);
-        }
-        from += rows;
-    }
-};
-
 template <class Config>
 struct Scales1d1d {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
-    static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2, kBlocks = Config::kStageBlocks;
+    using Operands = Fp8ByRows<Config>;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
+    static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
+    static constexpr u32 kBlocks = Config::kAhead > 0 ? 2 : Config::kStageBlocks;
 
     // What is read, and multiplied, while the tensor cores work costs no time after them, but registers: the scale of
     // each accumulator, or else those of the columns, or else nothing.
-    static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks), kFree = Config::kMathGroups > 1 ? 200 : 224;
+    static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks);
+    static constexpr u32 kFree = Config::kMathGroups > 1 ? 200 : 224;
     static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree;
     static constexpr bool kColumnsAhead = !kAllAhead && kHeld + kBlocks * kColumns / 4 <= kFree;
     static constexpr bool kReadsLate = !kAllAhead && !kColumnsAhead;
 
+    static_assert(!Config::kSwap && kColumns % 16 == 0, "scales are read for 16 columns at once");
+
+    // This lane's scales are those of rows and of columns `lane`, `lane + 32`, ... of the tile. In memory all of one
+    // block of K are together. Beyond the last the stage keeps what it held before: nobody stores that.
     struct Source {
-        RowScales<Layout::kTileM> a;
-        RowScales<Layout::kTileN> b;
-        u32 lane;
+        const float *from_a, *from_b;
+        u32 left_a, left_b, m, n, lane, to_b;
 
         __device__ __forceinline__ Source(const float* scales_a, const float* scales_b, u32 m0, u32 n0, u32 m, u32 n,
                                           u32 /*k*/, u32 k_begin, u32 lane)
-            : a(scales_a, m0, m, k_begin, lane), b(scales_b, n0, n, k_begin, lane), lane(lane) {}
+            : m(m), n(n), lane(lane) {
+            left_a = m0 + lane < m ? min(Layout::kTileM, m - m0 - lane) : 0;
+            left_b = n0 + lane < n ? min(Layout::kTileN, n - n0 - lane) : 0;
+            from_a = scales_a + static_cast<u64>(k_begin) * m + m0 + lane;
+            from_b = scales_b + static_cast<u64>(k_begin) * n + n0 + lane;
+            to_b = Layout::kTileM + lane / 2 % 4 * Operands::kScalesPitch + lane / 8 * 2 + lane % 2;
+        }
 
         // Starts the copies of one block of K to `scales`, and goes on to the next.
         __device__ __forceinline__ void copy_next(float* scales) {
-            a.copy_next(scales + lane);
-            b.copy_next(scales + Layout::kTileM + lane);
+#pragma unroll
+            for (u32 at = 0; at < Layout::kTileM; at += 32) {
+                if (at < left_a) async_copy_4_bytes(scales + lane + at, from_a + at);
+            }
+#pragma unroll
+            for (u32 at = 0; at < Layout::kTileN; at += 32) {
+                if (at < left_b && at + lane < Layout::kTileN) async_copy_4_bytes(scales + to_b + at / 4, from_b + at);
+            }
+            from_a += m, from_b += n;
         }
     };
 
     struct Scales {
         float upper, lower;
-        const float* columns;
+        const float4* columns;
         float ahead[kAllAhead ? kAccumulators : kColumnsAhead ? kColumns / 4 : 1];
 
         __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
-            const float* const rows = Config::kSwap ? shared.scales_b(block) : shared.scales_a(block);
-            columns = (Config::kSwap ? shared.scales_a(block) : shared.scales_b(block)) + column;
+            const float* const rows = shared.scales_a(block);
+            columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Operands::kScalesPitch);
             upper = rows[row], lower = rows[row + 8];
             if constexpr (!kReadsLate) {
 #pragma unroll
-                for (u32 j = 0; j < kColumns / 8; ++j) {
-                    const float2 pair = *reinterpret_cast<const float2*>(columns + 8 * j);
+                for (u32 i = 0; i < kColumns / 16; ++i) {
+                    const float4 four = columns[i];
                     if constexpr (kAllAhead) {
-                        ahead[4 * j + 0] = upper * pair.x, ahead[4 * j + 1] = upper * pair.y;
-                        ahead[4 * j + 2] = lower * pair.x, ahead[4 * j + 3] = lower * pair.y;
+                        ahead[8 * i + 0] = upper * four.x, ahead[8 * i + 1] = upper * four.y;
+                        ahead[8 * i + 2] = lower * four.x, ahead[8 * i + 3] = lower * four.y;
+                        ahead[8 * i + 4] = upper * four.z, ahead[8 * i + 5] = upper * four.w;
+                        ahead[8 * i + 6] = lower * four.z, ahead[8 * i + 7] = lower * four.w;
                     } else {
-                        ahead[2 * j] = pair.x, ahead[2 * j + 1] = pair.y;
+                        ahead[4 * i] = four.x, ahead[4 * i + 1] = four.y;
+                        ahead[4 * i + 2] = four.z, ahead[4 * i + 3] = four.w;
                     }
                 }
             }
@@ -81,24 +81,27 @@ struct Scales1d1d {
         // sum += scale x product.
         __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
                                                 u32 /*n*/, u32 /*shift*/) const {
+            if constexpr (kAllAhead) {
 #pragma unroll
-            for (u32 j = 0; j < kColumns / 8; ++j) {
-                if constexpr (kAllAhead) {
+                for (u32 i = 0; i < kAccumulators; ++i) sum[i] += ahead[i] * product[i];
+            } else {
 #pragma unroll
-                    for (u32 i = 4 * j; i < 4 * j + 4; ++i) sum[i] += ahead[i] * product[i];
-                } else {
-                    float2 pair;
+                for (u32 i = 0; i < kColumns / 16; ++i) {
+                    float4 four;
                     if constexpr (kColumnsAhead) {
-                        pair = make_float2(ahead[2 * j], ahead[2 * j + 1]);
+                        four = make_float4(ahead[4 * i], ahead[4 * i + 1], ahead[4 * i + 2], ahead[4 * i + 3]);
                     } else {
-                        pair = *reinterpret_cast<const float2*>(columns + 8 * j);
+                        four = columns[i];
                     }
-                    sum[4 * j + 0] += upper * pair.x * product[4 * j + 0];
-                    sum[4 * j + 1] += upper * pair.y * product[4 * j + 1];
-                    sum[4 * j + 2] += lower * pair.x * product[4 * j + 2];
-                    sum[4 * j + 3] += lower * pair.y * product[4 * j + 3];
+                    add_four(&sum[8 * i], &product[8 * i], four.x, four.y);
+                    add_four(&sum[8 * i + 4], &product[8 * i + 4], four.z, four.w);
                 }
             }
+        }
+
+        __device__ __forceinline__ void add_four(float* sum, const float* product, float even, float odd) const {
+            sum[0] += upper * even * product[0], sum[1] += upper * odd * product[1];
+            sum[2] += lower * even * product[2], sum[3] += lower * odd * product[3];
         }
     };
 };

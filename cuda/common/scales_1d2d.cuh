@@ -6,8 +6,9 @@
 
 template <class Config>
 struct Scales1d2d {
-    using Layout = SharedLayout<Config>;
-    using Shared = SharedMemory<Config>;
+    using Operands = ScaledFp8<Config>;
+    using Layout = SharedLayout<Config, Operands>;
+    using Shared = SharedMemory<Config, Operands>;
     static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
     static constexpr bool kReadsLate = false;
 

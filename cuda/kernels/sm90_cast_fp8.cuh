@@ -19,8 +19,8 @@ struct Sm90CastFp8 {
     static constexpr u32 kThreads = kTileRows * 4, kWarps = kThreads / 32;
     static constexpr u32 kRows = 4, kColumns = 8;  // of a thread
     static constexpr u32 kWords = kColumns / Words::kElements;
-    static constexpr u32 kLoad = Config::kLoad;                // elements of an access to x, which divide a row of it
-    static constexpr u32 kStore = Config::kStore;              // bytes of an access to turned data, likewise
+    static constexpr u32 kLoad = Config::kLoad;               // elements of an access to x, which divide a row of it
+    static constexpr u32 kStore = Config::kStore;             // bytes of an access to turned data, likewise
     static constexpr u32 kLanes = Config::kScaleColumns / 8;  // that share a row's scale
     static constexpr u32 kQuads = kTileRows / 4;
     static constexpr bool kBlock = Config::kBlock, kStraight = Config::kStraight, kTurned = Config::kTurned;
@@ -84,39 +84,9 @@ struct Sm90CastFp8 {
 #pragma unroll
             for (u32 j = 0; j < kColumns; j += kLoad) {
                 if (row(i) < problem.rows && column(j) < problem.columns)
-                    read<kLoad * sizeof(In)>(&words[i][j / Words::kElements], from + column(j), j % Words::kElements);
+                    read_bytes<kLoad * sizeof(In)>(&words[i][j / Words::kElements], from + column(j),
+                                                   j % Words::kElements);
             }
-        }
-    }
-
-    template <u32 kBytes>
-    static __device__ __forceinline__ void read(u32* to, const In* from, u32 half) {
-        if constexpr (kBytes == 16) {
-            const uint4 v = *reinterpret_cast<const uint4*>(from);
-            to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-        } else if constexpr (kBytes == 8) {
-            const uint2 v = *reinterpret_cast<const uint2*>(from);
-            to[0] = v.x, to[1] = v.y;
-        } else if constexpr (kBytes == 4) {
-            to[0] = *reinterpret_cast<const u32*>(from);
-        } else {
-            to[0] |= static_cast<u32>(*reinterpret_cast<const u16*>(from)) << (16 * half);
-        }
-    }
-
-    // kBytes from `byte` of the first of the words on.
-    template <u32 kBytes>
-    static __device__ __forceinline__ void write(u8* to, const u32* from, u32 byte) {
-        if constexpr (kBytes == 16) {
-            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-        } else if constexpr (kBytes == 8) {
-            *reinterpret_cast<uint2*>(to) = make_uint2(from[0], from[1]);
-        } else if constexpr (kBytes == 4) {
-            *reinterpret_cast<u32*>(to) = from[0];
-        } else if constexpr (kBytes == 2) {
-            *reinterpret_cast<u16*>(to) = static_cast<u16>(from[0] >> (8 * byte));
-        } else {
-            *to = static_cast<u8>(from[0] >> (8 * byte));
         }
     }
 
@@ -175,7 +145,8 @@ struct Sm90CastFp8 {
             const u32 largest = Words::larger(mine, __shfl_xor_sync(0xffffffffu, other, 16));
 #pragma unroll
             for (u32 e = 0; e < Words::kElements; ++e)
-                shared.column_amax[threadIdx.x / 32][(w * Words::kElements + e) * 32 + lane] = Words::element(largest, e);
+                shared.column_amax[threadIdx.x / 32][(w * Words::kElements + e) * 32 + lane] =
+                    Words::element(largest, e);
         }
     }
 
@@ -196,14 +167,13 @@ struct Sm90CastFp8 {
     // ---- data -----------------------------------------------------------------------------------------------------
 
     __device__ __forceinline__ void store_row(u32 i, float by) const {
-        const u32 bytes[2] = {
-            pack_e4m3(value(i, 0) * by, value(i, 1) * by, value(i, 2) * by, value(i, 3) * by),
-            pack_e4m3(value(i, 4) * by, value(i, 5) * by, value(i, 6) * by, value(i, 7) * by)};
+        const u32 bytes[2] = {pack_e4m3(value(i, 0) * by, value(i, 1) * by, value(i, 2) * by, value(i, 3) * by),
+                              pack_e4m3(value(i, 4) * by, value(i, 5) * by, value(i, 6) * by, value(i, 7) * by)};
         u8* const to = problem.straight + static_cast<u64>(row(i)) * problem.columns;
 #pragma unroll
         for (u32 j = 0; j < kColumns; j += kLoad) {
             if (row(i) < problem.rows && column(j) < problem.columns)
-                write<kLoad>(to + column(j), bytes + j / 4, j % 4);
+                write_bytes<kLoad>(to + column(j), bytes + j / 4, j % 4);
         }
     }
 
@@ -235,7 +205,7 @@ struct Sm90CastFp8 {
             const u32 column = column_tile * kTileColumns + within, row = row_tile * kTileRows + byte;
             if (column >= problem.columns || row >= problem.rows) continue;
             const u32* from = &shared.turned[turned_word(within, byte / 4)];
-            write<kStore>(problem.turned + static_cast<u64>(column) * problem.rows + row, from, byte % 4);
+            write_bytes<kStore>(problem.turned + static_cast<u64>(column) * problem.rows + row, from, byte % 4);
         }
     }
 
@@ -293,7 +263,7 @@ __global__ void __launch_bounds__(Config::kTileRows * 4, Config::kMinCtas)
                   typename Config::Scale* turned_scale, u32 rows, u32 columns, float smallest) {
     using Cast = Sm90CastFp8<Config>;
     __shared__ typename Cast::Shared shared;
-    const typename Cast::Problem problem{x,    straight, straight_scale, turned, turned_scale,
+    const typename Cast::Problem problem{x,    straight, straight_scale,           turned, turned_scale,
                                          rows, columns,  __float_as_uint(smallest)};
     wait_for_predecessor();
     release_successor();

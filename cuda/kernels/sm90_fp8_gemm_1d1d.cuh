@@ -1,12 +1,14 @@
 // D[M, N] = A[M, K] B[N, K]^T (+ C) in FP8 (e4m3), A and B scaled per row and 128 of K. Hopper.
 #pragma once
 #include "common/fp8_gemm.cuh"
+#include "common/fp8_runs.cuh"
 #include "common/scales_1d1d.cuh"
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     sm90_fp8_gemm_1d1d(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
-                       const __grid_constant__ TensorMap d_map, const float* scales_a, const float* scales_b,
-                       const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k) {
-    Fp8Gemm<Config, Scales1d1d<Config>>::run(rows_map, columns_map, d_map, scales_a, scales_b, c, d, m, n, k);
+                       const __grid_constant__ TensorMap c_map, const __grid_constant__ TensorMap d_map,
+                       const float* scales_a, const float* scales_b, const typename Config::Out* c,
+                       typename Config::Out* d, u32 m, u32 n, u32 k) {
+    Fp8Gemm<Config, Scales1d1d<Config>>::run(rows_map, columns_map, c_map, d_map, scales_a, scales_b, c, d, m, n, k);
 }

@@ -20,7 +20,7 @@ class Bf16GemmConfig(GemmConfig):
     """
 
     layout: str = "nt"
-    rows_loaded: int = 0  # of a tile that most rows are beyond the end of, the rows to load; 0: all
+    rows_loaded: int = 0  # the rows of a tile to load where the matrix has no more; 0: all
     least_stages: int = 4  # that the store's staging must leave, if it can
     eager: bool = False  # give a stage back as soon as its own products are done, not the next one's under way
 
@@ -30,8 +30,11 @@ class Bf16GemmConfig(GemmConfig):
         super().__post_init__()
         if self.layout not in LAYOUTS:
             raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        for mn, sharing in ((self.mn_rows, self.cluster_columns), (self.mn_columns, self.cluster_rows)):
+            if mn and BLOCK_K % (8 * sharing):
+                raise ValueError(f"CTAs that share slabs must be 1, 2, 4 or 8, each with a part of K, got {self}")
         if self.rows_loaded and (
-            self.rows_loaded % 8 or self.rows_loaded > self.rows or self.multicast > 1 or self.mn_rows
+            self.rows_loaded % 8 or not 0 < self.rows_loaded <= self.rows or self.multicast > 1 or self.mn_rows
         ):
             raise ValueError(f"`rows_loaded` must be a multiple of 8 up to `rows`, and K contiguous, got {self}")
 
@@ -54,7 +57,7 @@ class Bf16GemmConfig(GemmConfig):
         return 0 if self.split_k > 1 else super().epilogue_bytes(out_bytes, smem_bytes)
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
-        """None if the partial tile of a split K has no room in the ring, where it is left."""
+        """0 if the partial tile of a split K, which is left in the ring, has no room there."""
         stages = super().stages(out_bytes, smem_bytes)
         room = stages * self.stage_blocks * self.block_bytes()
         return 0 if self.split_k > 1 and super().epilogue_bytes(out_bytes, smem_bytes) > room else stages

@@ -31,13 +31,15 @@ class GemmConfig:
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
-    scale_n: int = SCALE_BLOCK  # rows of B under one scale, or 1: no choice, the recipe's
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
     STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
     ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
     def __post_init__(self) -> None:
+        for name in ("split_k", "cluster_rows", "cluster_columns", "group", "stage_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.rows not in self.MOST_COLUMNS:
             *first, last = self.MOST_COLUMNS
             raise ValueError(f"`rows` must be {', '.join(map(str, first))} or {last}, got {self.rows}")
@@ -59,7 +61,7 @@ class GemmConfig:
     def registers(self) -> int:
         """Accumulators and scales of a thread."""
         registers = self.columns // 2 * (self.waves + self.stage_blocks)
-        if self.swap and self.scale_n > 1:  # each column has a scale
+        if self.swap:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         return registers
 
@@ -115,14 +117,13 @@ class GemmConfig:
 
     def block_bytes(self) -> int:
         """Of a block of K: its tiles and their scales."""
-        scales = self.tile_m + (self.tile_n if self.scale_n == 1 else 4)
-        return (self.rows + self.columns) * BLOCK_K + _align(scales * 4, 16)
+        return (self.rows + self.columns) * BLOCK_K + align(self.tile_m * 4 + 16, 16)
 
     def epilogue_bytes(self, out_bytes: int, smem_bytes: int) -> int:
         if self.stores_by_tma:
             return self._staging(self.store(out_bytes, smem_bytes))
         pitch = self.tile_n + (4 if self.swap else 8)
-        return _align(self.tile_m * pitch * 4, 1024)
+        return align(self.tile_m * pitch * 4, 1024)
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
         return self._stages(self.epilogue_bytes(out_bytes, smem_bytes), smem_bytes)
@@ -141,5 +142,5 @@ class GemmConfig:
         return min(32, (smem_bytes - epilogue - 16) // self.stage_bytes())
 
 
-def _align(value: int, multiple: int) -> int:
+def align(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

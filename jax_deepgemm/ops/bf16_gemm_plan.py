@@ -71,7 +71,8 @@ def launch(
     if stages < 2:
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
-    rows_loaded = tile.rows_loaded or tile.rows
+    # A configuration may come from a smaller matrix: vmap folds a batch into M.
+    rows_loaded = tile.rows_loaded if tile.rows_loaded >= (n if tile.swap else m) else tile.rows
     template: tuple[tuple[str, int | bool | str], ...] = (
         ("kRows", tile.rows),
         ("kColumns", tile.columns),

@@ -232,8 +232,8 @@ _call: Any = make(
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _scaled(x: jax.Array, block: Block, use_ue8m0: bool, smallest_amax: float) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
-    # Products with reciprocals: XLA makes them of divisions anyway, but not everywhere. So said, the bits are the same
-    # on every platform.
+    # Products with reciprocals: XLA makes them of divisions anyway, but not everywhere. So said, it agrees with the
+    # kernel to the bit.
     scale = stored = jnp.maximum(_amax(x, block), smallest_amax) * np.float32(1 / E4M3_MAX)
     if use_ue8m0:
         stored = _ceil_to_ue8m0(scale)

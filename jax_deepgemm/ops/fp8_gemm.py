@@ -12,16 +12,17 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, plan, ranked
+from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan, ranked
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
-RECIPES: tuple[Recipe, ...] = (RECIPE, ((1, 128), (1, 128)))  # the default first
-CONFIGS = (GemmConfig,)
+RECIPES: tuple[Recipe, ...] = (RECIPE, ROW_RECIPE)  # the default first
+_CONFIGS: dict[Recipe, type[GemmConfig]] = {RECIPE: GemmConfig, ROW_RECIPE: GemmConfig1d1d}
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -43,8 +44,9 @@ def fp8_gemm_nt(
     out_dtype: bfloat16 or float32.
     recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (128, 128)).
         ((1, 128), (1, 128)), where `b` is quantised like `a` and its scale is [N, ceil(K / 128)], is for the gradients
-        of weights (DeepGEMM's (1, 1, 128)). It has no kernel of its own yet: it runs by reference, slowly.
-    config: the kernel's tiles, instead of what `tune` found or the heuristics choose. Only a kernel heeds it.
+        of weights (DeepGEMM's (1, 1, 128)).
+    config: the kernel's tiles, instead of what `tune` found or the heuristics choose; a GemmConfig1d1d where `b` has a
+        scale for each row. Only a kernel heeds it.
 
     Scales are float32, or float8_e8m0fnu. Sizes may be zero; K, and a row of the result, are multiples of 16 bytes.
     Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
@@ -157,7 +159,7 @@ def _gemm(
     if n * dtype.itemsize % 16:
         wanted = f"of shape ({dims[1]}) with N a multiple of {16 // dtype.itemsize} for {dtype} out"
         checks.fail(ValueError, "b", wanted, b.data)
-    checks.config(config, CONFIGS, dtype.itemsize)
+    checks.config(config, [_CONFIGS[recipe]], dtype.itemsize)
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
     operands = [v if d in _K_MAJOR else v.T for x, d in zip((a, b), dims, strict=True) for v in x]
     return _call(*operands, *added, out_dtype=dtype, recipe=recipe, config=config)[0]
@@ -236,8 +238,9 @@ def _reduce(
 
 
 def _operand_layouts(avals: Avals, params: Params) -> Layouts:
-    """A's scales with M fastest: those of a tile are neighbours, and a warp copies 32 of them at once."""
-    return [None, (0, 1), None, None, None][: len(avals)]
+    """Scales of rows with the rows fastest: those of a tile are neighbours, and a warp copies 32 of them at once."""
+    b_scale = (0, 1) if params["recipe"] == ROW_RECIPE else None
+    return [None, (0, 1), None, b_scale, None][: len(avals)]
 
 
 def _aliases(avals: Avals, params: Params) -> dict[int, int]:
@@ -250,7 +253,7 @@ _call: Any = make(
         abstract_eval=_abstract_eval,
         reference=_reference,
         plan=plan,
-        configs=CONFIGS,
+        configs=tuple(_CONFIGS.values()),
         ranked=ranked,
         operand_layouts=_operand_layouts,
         aliases=_aliases,

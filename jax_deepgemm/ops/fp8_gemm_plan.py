@@ -1,4 +1,5 @@
-"""The launch of the FP8 GEMM with A scaled per (1, 128) and B per (128, 128): `cuda/kernels/sm90_fp8_gemm_1d2d.cuh`."""
+"""The launch of the FP8 GEMM with A scaled per (1, 128), and B per (128, 128) or like A:
+`cuda/kernels/sm90_fp8_gemm_1d2d.cuh` and `cuda/kernels/sm90_fp8_gemm_1d1d.cuh`."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jax_deepgemm.heuristics import sm90
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig
+from jax_deepgemm.heuristics import sm90, sm90_1d1d
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.head_splits import HeadSplits
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.target import Target
 
-RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale; what the kernel takes
+RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
+ROW_RECIPE = ((1, 128), (1, 128))
+_HEURISTICS: dict[Any, Any] = {RECIPE: sm90, ROW_RECIPE: sm90_1d1d}
 MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last tile, are signed 32-bit numbers
 
 
@@ -31,19 +35,19 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, a_scale, b, b_scale[, c]), or None where no kernel takes the problem."""
-    problem = problem_of(avals, out_avals, target, config) if params["recipe"] == RECIPE else None
+    problem = problem_of(avals, out_avals, target, config)
     if problem is None:
         return None
-    chosen = params.get("config") or sm90.fp8_gemm(*problem)
+    chosen = params.get("config") or _HEURISTICS[params["recipe"]].fp8_gemm(*problem)
     return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
 
 
 def ranked(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
-) -> list[GemmConfig]:
+) -> Sequence[GemmConfig]:
     """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
-    problem = problem_of(avals, out_avals, target, config) if params["recipe"] == RECIPE else None
-    return [] if problem is None else sm90.ranked(*problem)
+    problem = problem_of(avals, out_avals, target, config)
+    return [] if problem is None else _HEURISTICS[params["recipe"]].ranked(*problem)
 
 
 def problem_of(
@@ -57,6 +61,8 @@ def problem_of(
     if target.arch != "sm_90a" or 0 in (m, n, k) or max(m, n, k) > MAX_EXTENT:
         return None
     out_bytes = np.dtype(out_avals[0].dtype).itemsize
+    if k % 16 or n * out_bytes % 16:
+        return None  # a shard may be so: TMA takes rows of 16 bytes
     return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
@@ -78,6 +84,7 @@ def launch(
     if stages < 2:
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
+    by_row = isinstance(tile, GemmConfig1d1d)
     template: tuple[tuple[str, int | bool | str], ...] = (
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
@@ -90,7 +97,8 @@ def launch(
         ("kClusterRows", tile.cluster_rows),
         ("kClusterColumns", tile.cluster_columns),
         ("kGroup", tile.group),
-        ("kScaleN", tile.scale_n),
+        ("kScaleN", 1 if by_row else SCALE_BLOCK),
+        ("kAhead", tile.ahead if by_row else 0),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kReadBOnce", m <= tile.tile_m),
@@ -109,16 +117,14 @@ def launch(
     def operand(buffer: int, box: int) -> TensorMap:
         return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
 
-    d_map = TensorMap(
-        d,
-        "bfloat16" if out_bytes == 2 else "float32",
-        (width, m),
-        (width * out_bytes,),
-        (store.atom_bytes // out_bytes, 16),
-        swizzle=store.atom_bytes,
-    )
+    def output(buffer: int, columns: int, box: tuple[int, int], swizzle: int) -> TensorMap:
+        dtype = "bfloat16" if out_bytes == 2 else "float32"
+        return TensorMap(buffer, dtype, (columns, m), (columns * out_bytes,), box, swizzle=swizzle)
+
+    d_map = output(d, width, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
+    c_map = output(c, n, (128 // out_bytes, tile.rows), 128) if has_c else d_map
     return Launch(
-        kernel=Kernel("sm90_fp8_gemm_1d1d" if tile.scale_n == 1 else "sm90_fp8_gemm_1d2d", template),
+        kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", template),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         cluster=(tile.cluster, 1, 1),
@@ -127,6 +133,7 @@ def launch(
         arguments=(
             operand(rows, tile.rows // tile.cluster_columns),
             operand(columns, tile.columns // tile.cluster_rows),
+            *[c_map] * by_row,
             d_map,
             Pointer(a_scale),
             Pointer(b_scale),

@@ -18,7 +18,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.launch import MAX_SHARED_MEMORY, Launch
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, launch, problem_of
+from jax_deepgemm.ops.fp8_gemm_plan import MAX_EXTENT, RECIPE, launch, problem_of
 from jax_deepgemm.ops.head_splits import HeadSplits
 from jax_deepgemm.primitive import make
 
@@ -129,8 +129,15 @@ def _reference(
     return [spread.reshape(m, heads * (left + mid + right))]
 
 
+def _problem(
+    avals: Avals, out_avals: Avals, target: Target, config: Config
+) -> tuple[int, int, int, int, int, int] | None:
+    """As of the product, but the result may be far wider."""
+    return problem_of(avals, out_avals, target, config) if out_avals[0].shape[1] <= MAX_EXTENT else None
+
+
 def _plan(avals: Avals, out_avals: Avals, params: Params, target: Target, config: Config) -> Launch | None:
-    problem = problem_of(avals, out_avals, target, config)
+    problem = _problem(avals, out_avals, target, config)
     if problem is None:
         return None
     chosen = params["config"] or _ranked(avals, out_avals, params, target, config)[0]
@@ -140,7 +147,7 @@ def _plan(avals: Avals, out_avals: Avals, params: Params, target: Target, config
 def _ranked(
     avals: Avals, out_avals: Avals, params: Mapping[str, Any], target: Target, config: Config
 ) -> list[GemmConfig]:
-    problem = problem_of(avals, out_avals, target, config)
+    problem = _problem(avals, out_avals, target, config)
     if problem is None:
         return []
     return _splits(avals, params).among(sm90.ranked(*problem), problem[3], target.smem_bytes)

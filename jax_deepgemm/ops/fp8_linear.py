@@ -22,6 +22,7 @@ from jax_deepgemm.checks import Quantized
 from jax_deepgemm.ops.casting import SMALLEST_AMAX, quantise
 from jax_deepgemm.ops.folding import merge, reshard, resize, spec, split
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn, fp8_gemm_nt
+from jax_deepgemm.ops.fp8_gemm_plan import ROW_RECIPE
 
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32))
 _WEIGHT_BLOCK, _COLUMNS, _TOKENS = (128, 128), (1, 128), (128, 1)  # what shares a scale
@@ -157,7 +158,8 @@ def _backward(
     else:
         (rows,), (tokens,), (x,) = cast(straight=_COLUMNS), cast(turned=_TOKENS), quantise(_padded(x), turned=_TOKENS)
     dx = fp8_gemm_nt(rows, w, out_dtype=dx_dtype)
-    dw = fp8_gemm_nt(tokens, x, recipe=(_COLUMNS, _COLUMNS), out_dtype=jnp.float32)
+    summed = (_varying(dy) | _varying(x.data)) - types.w.manual_axis_type.varying
+    dw = fp8_gemm_nt(tokens, x, recipe=ROW_RECIPE, out_dtype=jnp.float32 if summed else types.w.dtype)
     return _gradient(dx, types.x), _gradient(dw, types.w)
 
 

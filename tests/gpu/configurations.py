@@ -86,6 +86,6 @@ def name(config: GemmConfig | None) -> str:
     """A pytest id."""
     if config is None:
         return "chosen"
-    kinds = {"split_k": "split", "cluster_rows": "cr", "cluster_columns": "cc", "stage_blocks": "sb"}
-    extra = [f"{short}{value}" for field, short in kinds.items() if (value := getattr(config, field)) > 1]
+    kinds = {"split_k": "split", "cluster_rows": "cr", "cluster_columns": "cc", "stage_blocks": "sb", "ahead": "ahead"}
+    extra = [f"{short}{value}" for field, short in kinds.items() if (value := getattr(config, field, 1)) > 1]
     return "-".join((f"{config.rows}x{config.columns}", *["swap"][: config.swap], *extra))

@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from jax_deepgemm import _native
-from jax_deepgemm.heuristics import sm90, sm90_bf16
+from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_bf16, sm90_fp4
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 _CALL = f'custom_call_target="{_native.TARGET}"'
@@ -29,7 +31,12 @@ def forced(config: GemmConfig | None) -> Iterator[None]:
         with mock.patch.object(sm90_bf16, "bf16_gemm", lambda layout, *_: dataclasses.replace(config, layout=layout)):
             yield
         return
-    with mock.patch.object(sm90, "fp8_gemm", lambda *_: config):
+    module, name = sm90, "fp8_gemm"
+    if isinstance(config, Fp4GemmConfig):
+        module, name = sm90_fp4, "fp8_fp4_gemm"
+    elif isinstance(config, GemmConfig1d1d):
+        module = sm90_1d1d
+    with mock.patch.object(module, name, lambda *_: config):
         yield
 
 

@@ -52,26 +52,26 @@ class Problem:
         assert not len(wrong), f"{len(wrong)} of {got.size} elements are wrong, the first and last at {wrong[[0, -1]]}"
 
 
-def problem(m: int, n: int, k: int, *, use_ue8m0: bool = False) -> Problem:
+def problem(m: int, n: int, k: int, *, use_ue8m0: bool = False, recipe: Any = helpers.BLOCKS) -> Problem:
     """Cut from the top left; K beyond 2048 has no UE8M0 scales."""
-    a, b, a_wide, b_wide = _matrices(use_ue8m0)
+    a, b, a_wide, b_wide = _matrices(use_ue8m0, recipe)
     blocks = -(-k // 128)
     a_wide, b_wide = a_wide[:m, :k], b_wide[:n, :k]
     norms = np.linalg.norm(a_wide, axis=1)[:, None] * np.linalg.norm(b_wide, axis=1)
     return Problem(
         Quantized(jax.device_put(a.data[:m, :k]), jax.device_put(a.scale[:m, :blocks])),
-        Quantized(jax.device_put(b.data[:n, :k]), jax.device_put(b.scale[: -(-n // 128), :blocks])),
+        Quantized(jax.device_put(b.data[:n, :k]), jax.device_put(b.scale[: -(-n // recipe[1][0]), :blocks])),
         a_wide @ b_wide.T,
         norms,
     )
 
 
 @functools.cache
-def _matrices(use_ue8m0: bool) -> tuple[Quantized, Quantized, np.ndarray, np.ndarray]:
+def _matrices(use_ue8m0: bool, recipe: Any) -> tuple[Quantized, Quantized, np.ndarray, np.ndarray]:
     m, n, k = LARGEST
-    a, b = helpers.operands(m, n, 2048 if use_ue8m0 else k, use_ue8m0=use_ue8m0, seed=7)
+    a, b = helpers.operands(m, n, 2048 if use_ue8m0 else k, use_ue8m0=use_ue8m0, seed=7, recipe=recipe)
     a, b = (Quantized(np.asarray(v.data), np.asarray(v.scale)) for v in (a, b))  # type: ignore[arg-type]
-    return a, b, helpers.dequantised(a, (1, 128)), helpers.dequantised(b, (128, 128))
+    return a, b, helpers.dequantised(a, recipe[0]), helpers.dequantised(b, recipe[1])
 
 
 def same_bits(x: Any, y: Any) -> bool:

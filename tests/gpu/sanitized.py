@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 
-from jax_deepgemm import fp8_gemm_nt, set_num_sms, set_target
+from jax_deepgemm import fp8_fp4_gemm_nt, fp8_gemm_nt, set_num_sms, set_target
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
+from tests import fp4, helpers
 from tests.bf16 import GEMMS
-from tests.gpu import bf16_problems, casts
+from tests.gpu import bf16_problems, casts, skip_head_mid
 from tests.gpu.native import native
 from tests.gpu.problems import problem
+from tests.helpers import assert_close
 
 # Rings of few stages go round often, and leave shared memory to the tool.
 TARGET = dataclasses.replace(H100, smem_bytes=128 * 1024)
@@ -29,11 +34,24 @@ CASES = (
     (GemmConfig(128, 24, swap=True), 2),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2),
+    (GemmConfig1d1d(128, 48, ahead=2), 2),
+    (GemmConfig1d1d(128, 64, ahead=2), 2),
+    (GemmConfig1d1d(64, 96), 2),
+    (GemmConfig1d1d(64, 48, split_k=3), 3),
     (Bf16GemmConfig(128, 48, stage_blocks=2), 2),
     (Bf16GemmConfig(192, 176, layout="nn"), 2),
     (Bf16GemmConfig(128, 112, layout="tn", cluster_rows=2), 2),
     (Bf16GemmConfig(64, 48, layout="tt", split_k=3), 3),
     (Bf16GemmConfig(64, 24, layout="nn", swap=True, split_k=2), 2),
+)
+
+SKIP_HEAD_MID = (GemmConfig(128, 48), GemmConfig(128, 24, swap=True), GemmConfig(64, 48, split_k=2))
+
+FP4_CASES = (
+    (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), 2),
+    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
+    (Fp4GemmConfig(64, 16, swap=True, stage_blocks=4, decoded_stages=2), 2),
+    (Fp4GemmConfig(128, 16, swap=True, stage_blocks=2, split_k=2, feed_groups=2, decoded_stages=2), 2),
 )
 
 
@@ -42,6 +60,8 @@ def main() -> None:
         gemm: Any = fp8_gemm_nt
         if isinstance(config, Bf16GemmConfig):
             gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
+        elif isinstance(config, GemmConfig1d1d):
+            gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 656, recipe=helpers.ROWS)
         else:
             p = problem(77, 264, 656)
         c = p.c(jnp.float32)
@@ -58,9 +78,24 @@ def main() -> None:
         p.check(narrow)
         p.check(wide, c)
         print(config, "is right", flush=True)
+    for config in SKIP_HEAD_MID:
+        with set_target(TARGET), set_num_sms(2):
+            skip_head_mid.run_and_check((64, 8, 32), config, m=77, heads=3, k=272)
+        print(config, "is right, with free columns", flush=True)
     for block in casts.BLOCKS:
         casts.check(casts.values((130, 140), jnp.bfloat16), [block])
         print(block, "is right", flush=True)
+    with_fp4_weights()
+
+
+def with_fp4_weights() -> None:
+    for config, num_sms in FP4_CASES:
+        for use_ue8m0, recipe in fp4.KINDS.values():
+            a, b = fp4.operands(77, 264, 672, use_ue8m0=use_ue8m0, recipe=recipe)
+            with set_target(TARGET), set_num_sms(num_sms):
+                run = native(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), a, b, config=config)
+            assert_close(run(a, b), fp4.oracle(a, b, recipe=recipe))
+        print(config, "is right", flush=True)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,6 @@ def test_operands_cast_in_the_same_jit():
         b = per_block_cast_to_fp8(w)  # data [K, N]
         return GEMMS["nn"](a, b)
 
-    run = native(product, x, w, calls=3)  # casts are ours too
+    run = native(product, x, w, calls=3)  # the casts are kernels too
     a, b = per_token_cast_to_fp8(x.T), jax.tree.map(jnp.transpose, per_block_cast_to_fp8(w))
     assert_close(run(x, w), oracle(a, b))

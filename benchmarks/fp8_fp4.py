@@ -1,0 +1,89 @@
+"""Suite `fp8_fp4`: fp8_fp4_gemm_nt, B in FP4 scaled by 1x32 (UE8M0), beside our own FP8 GEMM of the same sizes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from benchmarks import dense, peers
+from benchmarks.peers import Peer, Prepared, jax_call
+from benchmarks.suite import Suite
+from tests.cases import FP8_FP4, Gemm
+
+
+class Operands(NamedTuple):
+    """`fp8` are the operands of the FP8 GEMM of the same sizes."""
+
+    a: Any
+    a_scale: Any
+    b: Any
+    b_scale: Any
+    fp8: peers.Operands
+
+
+def moved_bytes(case: Gemm) -> float:
+    """Each operand read once, scales included, and the result written once."""
+    m, n, k = case.m, case.n, case.k
+    return m * (k + 4 * -(-k // 128)) + n * (k // 2 + -(-k // 32)) + 2 * m * n
+
+
+@functools.lru_cache(maxsize=1)
+def weights(n: int, k: int) -> tuple[Any, Any]:
+    """Around 1/sqrt(k), as they are initialised."""
+    import jax
+    import jax.numpy as jnp
+
+    import jax_deepgemm
+
+    @jax.jit
+    def make(key):
+        w = jax.random.normal(key, (n, k), jnp.bfloat16) * k**-0.5
+        return jax_deepgemm.per_token_cast_to_fp4(w, use_ue8m0=True)
+
+    return make(jax.random.key(n * 65536 + k))
+
+
+def operands(case: Gemm) -> Operands:
+    fp8 = dense.operands(case)
+    return Operands(fp8.a, fp8.a_scale, *weights(case.n, case.k), fp8)
+
+
+def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
+    import jax.numpy as jnp
+
+    scale = jnp.repeat(given.b_scale.astype(jnp.float32), 32, axis=1)[:, : case.k]
+    a = dense.dequantised(given.a, given.a_scale, 1)
+    return dense.product_checker(a, given.b.astype(jnp.float32) * scale)
+
+
+def ours(given: Operands) -> Prepared:
+    """The A scales arrive with M fastest, as a producer in the same program writes them: `.T` is then free."""
+    import jax_deepgemm
+
+    def fp8_fp4_gemm_nt(a, a_scale_t, b, b_scale):
+        return jax_deepgemm.fp8_fp4_gemm_nt((a, a_scale_t.T), (b, b_scale))
+
+    return jax_call(fp8_fp4_gemm_nt, given.a, given.a_scale.T.copy(), given.b, given.b_scale)
+
+
+def fp8(given: Operands) -> Prepared:
+    return peers.ours(given.fp8)
+
+
+SUITE = Suite(
+    op="fp8_fp4_gemm_nt",
+    cases=FP8_FP4,
+    operands=operands,
+    flops=dense.flops,
+    moved_bytes=moved_bytes,
+    checker=checker,
+    ours=ours,
+    peers=(Peer("fp8", fp8, checked=False),),
+    peak_operands=dense.SUITE.peak_operands,
+    warm=lambda case: None,
+    groups=(
+        ("M<=64", lambda row: row["case"]["m"] <= 64),
+        ("M=4096", lambda row: row["case"]["m"] == 4096),
+    ),
+)

@@ -1,0 +1,74 @@
+// The math warpgroups' loop over runs of blocks of K: while one block is promoted, the product of the next is under
+// way. Two accumulators take turns, so this is for tiles of one wave and stages of one block.
+#pragma once
+#include "common/fp8_gemm.cuh"
+
+template <class Config, class Scaling>
+struct Fp8Runs {
+    using Gemm = Fp8Gemm<Config, Scaling>;
+    using Layout = typename Gemm::Layout;
+    using Shared = typename Gemm::Shared;
+    using Pipeline = typename Gemm::Pipeline;
+    using Out = typename Config::Out;
+    static constexpr u32 kAccumulators = Gemm::kAccumulators;
+    static_assert(Config::kWaves == 1 && Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
+
+    // kCount blocks of K, a stage each. Straight code: ptxas follows products under way through branches, but not
+    // around a loop.
+    template <u32 kCount>
+    static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
+                                               u32 group, Fragment at, u32 shift, u32 lane) {
+        const u32 row = group * 64;
+        float product[2][kAccumulators];
+        Pipeline ahead = pipe;
+        const auto issue = [&](float (&to)[kAccumulators]) {
+            shared.full(ahead.stage).wait(ahead.phase);
+            wgmma_pin(to);
+            wgmma_fence();
+            Gemm::multiply(to, shared.rows(ahead.stage) + row * kBlockK, shared.columns(ahead.stage));
+            ahead.advance();
+        };
+        Gemm::wait_turn(group);
+        issue(product[0]);
+        unrolled<kCount>([&](auto j) {
+            constexpr u32 i = j.value;
+            if constexpr (i + 1 < kCount) issue(product[(i + 1) % 2]);
+            if constexpr (i == 0) Gemm::pass_turn(group);
+            typename Scaling::Scales scales;
+            shared.scales_full(pipe.stage).wait(pipe.phase);
+            scales.read(shared, pipe.stage, row + at.row, at.column);
+            wgmma_wait<(i + 1 < kCount ? 1 : 0)>();
+            wgmma_pin(product[i % 2]);
+            if constexpr (!Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
+            scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
+            if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
+            pipe.advance();
+        });
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
+                                                   u32 n, u32 k) {
+        const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
+        const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
+        const typename Gemm::Walk walk(m, n, k);
+        Pipeline pipe;
+        if (group == 1) Gemm::pass_turn(group);
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
+            const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
+            float sum[1][kAccumulators];
+#pragma unroll
+            for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
+            u32 left = walk.k_blocks;
+#pragma unroll 1
+            for (; left >= Config::kAhead; left -= Config::kAhead)
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
+#pragma unroll 1
+            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
+            Gemm::add_c(shared, sum, pipe, group, at, lane);
+            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+        }
+        if (group == 0) Gemm::wait_turn(group);  // the turn that nobody took
+        tma_store_wait_read<0>();
+    }
+};

@@ -1,0 +1,259 @@
+// D[M, N] = A[M, K] B[N, K]^T (+ C): A in FP8 (e4m3) scaled per row and 128 of K, B in FP4 (e2m1) scaled per row and 32
+// or 128 of K. Hopper.
+//
+// B stays packed until it is in shared memory, where a warpgroup decodes it to FP8 (common/fp4_feed.cuh). From there on
+// this is the FP8 GEMM (sm90_fp8_gemm_1d2d.cuh), with its tiles, turns, promotion, epilogue and split of K, except that
+// each row of B has a scale of its own. Where the scales within 128 of a row are not one scale times powers of two that
+// fit an e4m3 number, the products over 32 of K are scaled one by one.
+//
+// "Rows" and "columns" are wgmma's; M and N those of D.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/fp4_feed.cuh"
+#include "common/fp4_layout.cuh"
+#include "common/gemm_epilogue.cuh"
+#include "common/gemm_walk.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma.cuh"
+
+template <class Config>
+struct Sm90Fp8Fp4Gemm {
+    using Layout = Fp4Layout<Config>;
+    using Shared = Fp4SharedMemory<Config>;
+    using Walk = GemmWalk<Config>;
+    using Epilogue = GemmEpilogue<Config, ScaledFp8<Config>, Shared>;
+    using Pipeline = ::Pipeline<Config::kStages>;
+    using Out = typename Config::Out;
+    static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
+    static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
+    static constexpr u32 kMathThreads = kGroups * 128;
+    static constexpr u32 kAccumulators = kColumns / 2;
+    static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
+    static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "every CTA decodes its own weights");
+
+    // sum += scales x product. `row` is the thread's first in the tile. Without kScalesB, B's are left for the tile's end.
+    template <bool kScalesB>
+    static __device__ __forceinline__ void promote(const Shared& shared, float (&sum)[kAccumulators],
+                                                   const float (&product)[kAccumulators], u32 block, u32 set, u32 row,
+                                                   u32 column) {
+        const float* const a = shared.scales_a(block);
+        const float* const b = shared.scales_b(block) + set * Layout::kTileN;
+        const float* const rows = Config::kSwap ? b : a;
+        const float* const columns = Config::kSwap ? a : b;
+        float upper = 1, lower = 1;
+        if constexpr (kScalesB || !Config::kSwap) upper = rows[row], lower = rows[row + 8];
+#pragma unroll
+        for (u32 j = 0; j < kColumns / 8; ++j) {
+            float2 scale{1, 1};
+            if constexpr (kScalesB || Config::kSwap) scale = *reinterpret_cast<const float2*>(columns + 8 * j + column);
+            sum[4 * j + 0] += upper * scale.x * product[4 * j + 0];
+            sum[4 * j + 1] += upper * scale.y * product[4 * j + 1];
+            sum[4 * j + 2] += lower * scale.x * product[4 * j + 2];
+            sum[4 * j + 3] += lower * scale.y * product[4 * j + 3];
+        }
+    }
+
+    // sum *= B's scales, which are the same in all of the tile's K.
+    static __device__ __forceinline__ void scale_by_b(const Shared& shared, float (&sum)[kAccumulators], u32 block,
+                                                      u32 row, u32 column) {
+        const float* const b = shared.scales_b(block);
+#pragma unroll
+        for (u32 j = 0; j < kColumns / 8; ++j) {
+            const float2 even = Config::kSwap ? float2{b[row], b[row]}
+                                              : *reinterpret_cast<const float2*>(b + 8 * j + column);
+            const float2 odd = Config::kSwap ? float2{b[row + 8], b[row + 8]} : even;
+            sum[4 * j + 0] *= even.x, sum[4 * j + 1] *= even.y, sum[4 * j + 2] *= odd.x, sum[4 * j + 3] *= odd.y;
+        }
+    }
+
+    static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
+        __syncwarp();
+        if (lane == 0) shared.empty(stage).arrive();
+    }
+
+    // Two warpgroups take turns to issue their products.
+    static constexpr u32 kTurnBarrier = 4;
+
+    static __device__ __forceinline__ void wait_turn(u32 group) {
+        if constexpr (kGroups == 2) named_barrier_sync(kTurnBarrier + group, kMathThreads);
+    }
+
+    static __device__ __forceinline__ void pass_turn(u32 group) {
+        if constexpr (kGroups == 2) named_barrier_arrive(kTurnBarrier + (group ^ 1), kMathThreads);
+    }
+
+    // What the scales of all rows of B have in common in these blocks of K.
+    static __device__ __forceinline__ u32 common(const Shared& shared, u32 block, u32 count) {
+        if constexpr (Layout::Scales::kSets == 1) return kCommonToBlock;
+        u32 all = kCommonToTile;
+        for (u32 j = 0; j < count; ++j) {
+#pragma unroll
+            for (u32 i = 0; i < Layout::kRowTasks; ++i) all &= shared.common(block + j)[i];
+        }
+        return all;
+    }
+
+    // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
+    template <u32 kCount, bool kScalesB = true>
+    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
+                                                u32 row, Fragment at) {
+        float product[kCount][kAccumulators];
+        wait_turn(group);
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
+        wgmma_fence();
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) {
+            const u64 rows = wgmma_descriptor(shared_address(shared.rows(block + j) + row * kBlockK));
+            const u64 columns = wgmma_descriptor(shared_address(shared.columns(block + j)));
+#pragma unroll
+            for (u32 i = 0; i < kBlockK / 32; ++i)
+                WgmmaE4m3<kColumns>::run(product[j], rows + 2 * i, columns + 2 * i, i > 0);
+            wgmma_commit();
+        }
+        pass_turn(group);
+        unrolled<kCount>([&](auto j) {
+            wgmma_wait<kCount - 1 - j.value>();
+            wgmma_pin(product[j.value]);
+            promote<kScalesB>(shared, sum, product[j.value], block + j.value, 0, row + at.row, at.column);
+        });
+    }
+
+    // One block of K, 32 of it at a time, each with its scales.
+    static __device__ __forceinline__ void step_by_32(const Shared& shared, float (&sum)[kAccumulators], u32 block,
+                                                      u32 group, u32 row, Fragment at) {
+        const u64 rows = wgmma_descriptor(shared_address(shared.rows(block) + row * kBlockK));
+        const u64 columns = wgmma_descriptor(shared_address(shared.columns(block)));
+        wait_turn(group);
+        pass_turn(group);
+#pragma unroll 1
+        for (u32 i = 0; i < kBlockK / 32; ++i) {
+            float product[kAccumulators];
+            wgmma_pin(product);
+            wgmma_fence();
+            WgmmaE4m3<kColumns>::run(product, rows + 2 * i, columns + 2 * i, false);
+            wgmma_commit();
+            wgmma_wait<0>();
+            wgmma_pin(product);
+            promote<true>(shared, sum, product, block, i, row + at.row, at.column);
+        }
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
+        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
+        const Walk walk(m, n, k);
+        Pipeline pipe;
+        u32 tile_phase = 0;
+        if (group == 1) pass_turn(group);
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+            const Tile corner = walk.corner(index);
+            float sum[kWaves][kAccumulators];
+#pragma unroll
+            for (u32 w = 0; w < kWaves; ++w) {
+#pragma unroll
+                for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
+            }
+#pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
+            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
+                shared.full(pipe.stage).wait(pipe.phase);
+                const u32 all = common(shared, first, count);
+                const bool late = Config::kTileScales && all == kCommonToTile;  // so in all of the tile's K
+#pragma unroll
+                for (u32 w = 0; w < kWaves; ++w) {
+                    const u32 row = (w * kGroups + group) * 64;
+                    if (late && (kStageBlocks == 1 || count == kStageBlocks)) {
+                        step<kStageBlocks, false>(shared, sum[w], first, group, row, at);
+                    } else if (!late && all && (kStageBlocks == 1 || count == kStageBlocks)) {
+                        step<kStageBlocks>(shared, sum[w], first, group, row, at);
+                    } else {
+#pragma unroll 1
+                        for (u32 j = 0; j < count; ++j) {
+                            if (late) {
+                                step<1, false>(shared, sum[w], first + j, group, row, at);
+                            } else if (Layout::Scales::kSets == 1) {
+                                step<1>(shared, sum[w], first + j, group, row, at);
+                            } else {  // rows with one scale have it four times
+                                step_by_32(shared, sum[w], first + j, group, row, at);
+                            }
+                        }
+                    }
+                    if (late && i + count == walk.k_blocks)
+                        scale_by_b(shared, sum[w], first + count - 1, row + at.row, at.column);
+                }
+                release(shared, pipe.stage, lane);
+            }
+            if constexpr (Layout::kStoreByTma) {
+                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            } else {
+                Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
+                                         tile_phase, m, n);
+            }
+        }
+        if (group == 0) wait_turn(group);  // the turn that nobody took
+        if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
+    }
+};
+
+template <class Config>
+__global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 128, 1)
+    sm90_fp8_fp4_gemm(const __grid_constant__ TensorMap weights_map, const __grid_constant__ TensorMap tokens_map,
+                      const __grid_constant__ TensorMap d_map, const float* scales_a,
+                      const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,
+                      typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales) {
+    using Gemm = Sm90Fp8Fp4Gemm<Config>;
+    using Layout = typename Gemm::Layout;
+    extern __shared__ __align__(1024) u8 shared_memory[];
+    const typename Gemm::Shared shared{shared_memory};
+    const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    constexpr u32 kMathWarps = Gemm::kGroups * 4;
+
+    if (warp == kMathWarps) {
+        const u32 lane = threadIdx.x % 32;
+        if (lane < Config::kStages) {
+            shared.full(lane).init(1 + Layout::kWarps);  // the expected bytes, and each decoding warp
+            shared.empty(lane).init(kMathWarps);
+        }
+        if (lane < Config::kPackedStages) {
+#pragma unroll
+            for (u32 w = 0; w < Layout::kWarps; ++w) shared.packed_full(w, lane).init(1);
+        }
+        if (lane == 0) {
+            if constexpr (Gemm::kSplitK > 1) {
+                shared.partials_ready().init(Gemm::kSplitK);
+                shared.partials_read().init(Gemm::kSplitK);
+            }
+            tma_prefetch_descriptor(weights_map);
+            tma_prefetch_descriptor(tokens_map);
+            if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
+        }
+        fence_barrier_init();
+    }
+    if constexpr (Gemm::kSplitK > 1) {
+        cluster_sync_relaxed();
+    } else {
+        __syncthreads();
+    }
+    wait_for_predecessor();
+    release_successor();
+
+    // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
+    // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.
+    constexpr bool kTwoFeed = Config::kFeedGroups == 2;
+    constexpr bool kMovesRegisters =
+        Gemm::kGroups == 2 && Gemm::kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
+    if (warp >= kMathWarps) {
+        if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
+        const u32 thread = threadIdx.x - kMathWarps * 32;
+        const Fp4Feed<Config> feed{shared,           GemmWalk<Config>(m, n, k), scales_a,   scales_b, m, n, row_scales,
+                                   thread, warp - kMathWarps, thread % 32};
+        feed.run(weights_map, tokens_map);
+    } else {
+        if constexpr (kMovesRegisters) registers_increase<(kTwoFeed ? 208 : 216)>();
+        Gemm::compute(shared, d_map, c, d, m, n, k);
+    }
+    // Peers may still read from this CTA's shared memory.
+    if constexpr (Gemm::kSplitK > 1) cluster_sync();
+}

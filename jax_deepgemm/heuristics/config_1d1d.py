@@ -1,0 +1,28 @@
+"""A tile configuration of the FP8 GEMM with a scale for each row of both operands, on Hopper."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, align
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmConfig1d1d(GemmConfig):
+    """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows."""
+
+    ahead: int = 0  # blocks of K in a run: while one is promoted, the product of the next is under way; 0: no runs
+
+    def __post_init__(self) -> None:
+        if self.swap:
+            raise ValueError(f"`swap` must be False, got {self}")
+        if self.ahead and (self.waves > 1 or self.stage_blocks > 1 or self.split_k > 1):
+            raise ValueError(f"`ahead` must be 0 with two waves, several blocks a stage or a split K, got {self}")
+        super().__post_init__()
+
+    def registers(self) -> int:
+        return self.columns // 2 * (self.waves + (2 if self.ahead else self.stage_blocks))
+
+    def block_bytes(self) -> int:
+        pitch = align(self.columns // 4 - 4, 8) + 4  # of the scales that a thread reads, four at once
+        return (self.rows + self.columns) * BLOCK_K + (self.rows + 4 * pitch) * 4

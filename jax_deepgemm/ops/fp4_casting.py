@@ -1,0 +1,125 @@
+"""Quantisation to FP4 (e2m1) with one scale for each row and 32 or 128 columns, and back.
+
+`float4_e2m1fn` holds 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Packed, two are a uint8, the lower half first.
+The scale of a block is its largest magnitude over 6; magnitudes under 1e-4 count as 1e-4. With scales that are powers
+of two for each 32 this is MXFP4 of the OCP Microscaling Formats specification 1.0, but for the scale, which is rounded
+up so that no value is cut off.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from jax_deepgemm import checks
+from jax_deepgemm.checks import Quantized
+from jax_deepgemm.ops.casting import _amax, _ceil_to_ue8m0, _spread
+from jax_deepgemm.partition import with_explicit_axes
+
+E2M1_MAX = 6.0
+SMALLEST_AMAX = 1e-4
+GRANULARITIES = (32, 128)
+_WIDE = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+def per_token_cast_to_fp4(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int = 32) -> Quantized:
+    """Quantises weights, or activations: one scale for each row and each `gran_k` columns.
+
+    x: bfloat16, float16 or float32 [M, K], of any size.
+    use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
+    gran_k: 32 or 128, as `fp8_fp4_gemm_nt` takes them.
+
+    Returns data float4_e2m1fn [M, K], rounded to nearest even, and scale float32 (or float8_e8m0fnu)
+    [M, ceil(K / gran_k)]. A NaN or Inf in `x` makes the block it is in NaN.
+
+    Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these.
+
+    >>> data, scale = per_token_cast_to_fp4(jnp.ones((4, 64)), use_ue8m0=True)
+    >>> data.dtype, scale.shape
+    (dtype(float4_e2m1fn), (4, 2))
+    """
+    x = checks.array("x", x, _WIDE, "M, K")
+    _check_granularity(gran_k)
+
+    def specs(mesh_shape: Mapping[str, int], types: Sequence[Any]) -> list[PartitionSpec]:
+        """The scale is sharded as its blocks are, where none is cut."""
+        rows, columns = types[0].sharding.spec
+        shards = math.prod(mesh_shape[n] for n in ((columns,) if isinstance(columns, str) else columns or ()))
+        return [types[0].sharding.spec, PartitionSpec(rows, columns if x.shape[1] % (gran_k * shards) == 0 else None)]
+
+    return Quantized(*with_explicit_axes(lambda v: _quantise(v, gran_k=gran_k, use_ue8m0=use_ue8m0), [x], specs))
+
+
+def cast_back_from_fp4(
+    x: Quantized | tuple[jax.Array, jax.Array], *, gran_k: int | None = None, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Dequantises: `data * scale`, multiplied in float32.
+
+    x: data float4_e2m1fn [M, K], or uint8 [M, K / 2], and scale float32 or float8_e8m0fnu [M, ceil(K / gran_k)].
+    gran_k: 32 or 128. By default whichever fits the shapes.
+
+    Returns `dtype` [M, K].
+
+    Raises TypeError or ValueError, naming the argument, for other dtypes or a scale that does not fit.
+    """
+    data, scale = checks.pair("x", x)
+    data = unpacked(checks.array("x", data, [jnp.float4_e2m1fn, jnp.uint8], "M, K"))
+    if gran_k is None:
+        shape = getattr(scale, "shape", None)
+        fitting = (g for g in GRANULARITIES if checks.scale_shape(data.shape, (1, g)) == shape)
+        gran_k = next(fitting, GRANULARITIES[0])  # where both fit, they mean the same
+    _check_granularity(gran_k)
+    shape = checks.scale_shape(data.shape, (1, gran_k))
+    scale = checks.array("x.scale", scale, [jnp.float32, jnp.float8_e8m0fnu], ", ".join(map(str, shape)), shape)
+    return dequantise_fp4(data, scale, gran_k=gran_k).astype(dtype)
+
+
+def _check_granularity(gran_k: int) -> None:
+    if gran_k not in GRANULARITIES:
+        checks.fail(ValueError, "gran_k", "32 or 128", str(gran_k))
+
+
+@functools.partial(jax.jit, static_argnames=("gran_k", "use_ue8m0"))
+def _quantise(x: jax.Array, gran_k: int, use_ue8m0: bool) -> list[jax.Array]:
+    block = (1, gran_k)
+    scale = stored = jnp.maximum(_amax(x, block), SMALLEST_AMAX) / E2M1_MAX
+    if use_ue8m0:
+        stored = _ceil_to_ue8m0(scale)
+        scale = stored.astype(jnp.float32)
+    scaled = jnp.clip(x.astype(jnp.float32) / _spread(scale, block, x.shape), -E2M1_MAX, E2M1_MAX)
+    return [scaled.astype(jnp.float4_e2m1fn), stored]
+
+
+@functools.partial(jax.jit, static_argnames="gran_k")
+def dequantise_fp4(data: jax.Array, scale: jax.Array, gran_k: int) -> jax.Array:
+    """float32 values of float4_e2m1fn data and its scales."""
+    return data.astype(jnp.float32) * _spread(scale.astype(jnp.float32), (1, gran_k), data.shape)
+
+
+def packed(x: jax.Array) -> jax.Array:
+    """float4_e2m1fn [M, K], K even, as uint8 [M, K / 2]. On a GPU the same bytes."""
+    if x.dtype == jnp.uint8:
+        return x
+
+    def pack(v: jax.Array) -> list[jax.Array]:
+        return [jax.lax.bitcast_convert_type(v.reshape(v.shape[0], v.shape[1] // 2, 2), jnp.uint8)]
+
+    return with_explicit_axes(pack, [x], lambda mesh_shape, types: [types[0].sharding.spec])[0]
+
+
+def unpacked(x: jax.Array) -> jax.Array:
+    """uint8 [M, K / 2] as float4_e2m1fn [M, K]."""
+    if x.dtype == jnp.float4_e2m1fn:
+        return x
+
+    def unpack(v: jax.Array) -> list[jax.Array]:
+        return [jax.lax.bitcast_convert_type(v, jnp.float4_e2m1fn).reshape(v.shape[0], v.shape[1] * 2)]
+
+    return with_explicit_axes(unpack, [x], lambda mesh_shape, types: [types[0].sharding.spec])[0]

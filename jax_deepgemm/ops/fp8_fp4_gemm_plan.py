@@ -1,0 +1,145 @@
+"""The launch of the GEMM with FP4 weights: `cuda/kernels/sm90_fp8_fp4_gemm.cuh`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jax_deepgemm.heuristics import sm90_fp4
+from jax_deepgemm.heuristics.fp4_config import (
+    FLOAT_BY_32,
+    FLOAT_BY_128,
+    UE8M0_BY_32,
+    Fp4GemmConfig,
+    Scales,
+)
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K
+from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
+from jax_deepgemm.ops.fp8_gemm_plan import Shaped, grid_size, problem_of
+
+if TYPE_CHECKING:
+    from jax_deepgemm.config import Config
+    from jax_deepgemm.target import Target
+
+
+SCALE_ALIGNMENT = 16  # bytes, of a row of weight scales
+
+
+def plan(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Launch | None:
+    """The launch for operands (a, a_scale, b packed, b_scale[, c]), or None where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    if problem is None:
+        return None
+    chosen = params.get("config") or sm90_fp4.fp8_fp4_gemm(*problem)
+    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> list[Fp4GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    return [] if problem is None else sm90_fp4.ranked(*problem)
+
+
+def _problem(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> tuple[int, int, int, Scales, int, int, int] | None:
+    """All that the heuristics ask for, or None where no kernel takes it."""
+    sizes = problem_of(avals, out_avals, target, config)
+    if sizes is None or sizes[2] % 32:
+        return None
+    m, n, k, *rest = sizes
+    out_bytes, num_sms, smem_bytes = rest
+    return m, n, k, scale_kind(avals[3].dtype, params["recipe"]), out_bytes, num_sms, smem_bytes
+
+
+def scale_kind(dtype: Any, recipe: tuple[tuple[int, int], tuple[int, int]]) -> Scales:
+    """Which scales of B those of this dtype are."""
+    if recipe[1][1] == 128:
+        return FLOAT_BY_128
+    return FLOAT_BY_32 if np.dtype(dtype) == np.float32 else UE8M0_BY_32
+
+
+def scale_row_bytes(k: int, scales: Scales) -> int:
+    """Bytes of a row of weight scales as the kernel reads them, 16 at once."""
+    return -(-k // BLOCK_K * scales.row_bytes // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
+
+
+def launch(
+    tile: Fp4GemmConfig,
+    m: int,
+    n: int,
+    k: int,
+    scales: Scales,
+    out_bytes: int,
+    num_sms: int,
+    smem_bytes: int,
+    *,
+    has_c: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
+    packed_stages, store, shared_memory = tile.fp4_layout(out_bytes, smem_bytes, scales)
+    if packed_stages < 2:
+        raise ValueError(
+            f"{tile} must have room for two packed stages in {smem_bytes} bytes of shared memory, got {packed_stages}"
+        )
+    template: tuple[tuple[str, int | bool | str], ...] = (
+        ("kRows", tile.rows),
+        ("kColumns", tile.columns),
+        ("kMathGroups", tile.math_groups),
+        ("kFeedGroups", tile.feed_groups),
+        ("kWaves", tile.waves),
+        ("kStages", tile.decoded_stages),
+        ("kPackedStages", packed_stages),
+        ("kStageBlocks", tile.stage_blocks),
+        ("kSwap", tile.swap),
+        ("kSplitK", tile.split_k),
+        ("kClusterRows", 1),
+        ("kClusterColumns", 1),
+        ("kGroup", tile.group),
+        ("kScaleN", 1),
+        ("kStoreAtomBytes", store.atom_bytes),
+        ("kStoreBuffers", store.buffers),
+        ("kTileScales", tile.tile_scales),
+        ("kReadBOnce", m <= tile.tile_m),
+        ("kHasC", has_c),
+        ("Scales", scales.name),
+        ("Out", "bf16" if out_bytes == 2 else "float"),
+    )
+    a, a_scale, b, b_scale, c = range(5)
+    d = 5 if has_c else 4
+    d_map = TensorMap(
+        d,
+        "bfloat16" if out_bytes == 2 else "float32",
+        (n, m),
+        (n * out_bytes,),
+        (store.atom_bytes // out_bytes, 16),
+        swizzle=store.atom_bytes,
+    )
+    return Launch(
+        kernel=Kernel("sm90_fp8_fp4_gemm", template),
+        grid=(grid_size(tile, m, n, num_sms), 1, 1),
+        block=((tile.math_groups + tile.feed_groups) * 128, 1, 1),
+        cluster=(tile.cluster, 1, 1),
+        shared_memory=shared_memory,
+        pdl=pdl,
+        arguments=(
+            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.task_rows), swizzle=128),
+            TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128),
+            d_map,
+            Pointer(a_scale),
+            Pointer(b_scale),
+            Pointer(c if has_c else d),
+            Pointer(d),
+            Scalar(m, "uint32"),
+            Scalar(n, "uint32"),
+            Scalar(k, "uint32"),
+            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
+        ),
+    )

@@ -1,0 +1,154 @@
+"""The GEMM with FP4 weights, and the cast to them, under vmap, shard_map, jit over eight devices, and export."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_deepgemm import fp8_fp4_gemm_nt, per_token_cast_to_fp4
+from tests.fp4 import BY_32, GEMMS, KINDS, operands, oracle
+from tests.helpers import assert_close, laid_out
+
+A, B = operands(64, 1024, 1024)
+WANTED = oracle(A, B)
+SCALES = pytest.mark.parametrize("use_ue8m0, recipe", KINDS.values(), ids=KINDS)
+BOTH = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def mesh_of(kind, *sizes):
+    return jax.make_mesh(sizes, ("x", "y")[: len(sizes)], axis_types=(kind,) * len(sizes))
+
+
+def put(tree, mesh, spec):
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), tree)
+
+
+def collectives(function, *args) -> set[str]:
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return set(re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text))
+
+
+@SCALES
+@pytest.mark.parametrize(
+    "axes, call",
+    [((0, None), "bf16[120,136]"), ((None, 0), "bf16[40,408]"), ((0, 0), "loop")],  # folds into M, into N, neither
+)
+def test_vmap(axes, call, use_ue8m0, recipe):
+    pairs = [operands(40, 136, 288, seed=s, use_ue8m0=use_ue8m0, recipe=recipe) for s in range(3)]
+    args = [stack([p[i] for p in pairs]) if axis == 0 else pairs[0][i] for i, axis in enumerate(axes)]
+    function = jax.vmap(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), axes)
+    d = function(*args)
+    for i in range(3):
+        a, b = (pairs[i if axis == 0 else 0][j] for j, axis in enumerate(axes))
+        assert_close(d[i], oracle(a, b, recipe=recipe))
+    text = str(jax.make_jaxpr(function)(*args))
+    assert "scan[" in text if call == "loop" else f"{call} = jax_deepgemm_fp8_fp4_gemm_nt" in text
+
+
+@pytest.mark.parametrize("layout", ["nn", "tn", "tt"])
+def test_vmap_of_other_layouts(layout):
+    pairs = [operands(40, 256, 288, seed=s) for s in range(2)]
+    d = jax.vmap(GEMMS[layout])(*map(stack, zip(*(laid_out(layout, *p) for p in pairs), strict=True)))
+    assert_close(d[1], oracle(*pairs[1]))
+
+
+# name: (m, n, k), mesh, shardings of A and of B, collectives, sharding of the result
+SHARDED = {
+    "m": ((64, 136, 288), (8,), P("x"), P(), set(), P("x", None)),
+    "n": ((64, 192, 288), (8,), P(), P("x"), set(), P(None, "x")),
+    "m and n": ((64, 192, 288), (4, 2), P("x"), P("y"), set(), P("x", "y")),
+    "k": ((64, 136, 4096), (8,), P(None, "x"), P(None, "x"), {"all-reduce"}, P(None, None)),
+    "m and k": ((64, 136, 1024), (4, 2), P("x", "y"), P(None, "y"), {"all-reduce"}, P("x", None)),
+    "k off borders of 512": ((64, 136, 2048), (8,), P(None, "x"), P(None, "x"), {"all-gather"}, None),
+}
+
+
+@SCALES
+@BOTH
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_jit(name, kind, use_ue8m0, recipe):
+    sizes, shape, of_a, of_b, wanted, result = SHARDED[name]
+    a, b = operands(*sizes, use_ue8m0=use_ue8m0, recipe=recipe)
+    mesh = mesh_of(kind, *shape)
+    function = functools.partial(fp8_fp4_gemm_nt, recipe=recipe)
+    sharded = put(a, mesh, of_a), put(b, mesh, of_b)
+    assert collectives(function, *sharded) == wanted
+    d = jax.jit(function)(*sharded)
+    assert_close(d, oracle(a, b, recipe=recipe))
+    if result is not None:
+        assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["nn", "tn", "tt"])
+def test_sharded_jit_of_other_layouts(layout, kind):
+    mesh = mesh_of(kind, 4, 2)
+    given = laid_out(layout, A, B)
+    specs = P("x") if layout[0] == "n" else P(None, "x"), P("y") if layout[1] == "t" else P(None, "y")
+    sharded = [put(x, mesh, s) for x, s in zip(given, specs, strict=True)]
+    assert not collectives(GEMMS[layout], *sharded)
+    assert_close(jax.jit(GEMMS[layout])(*sharded), WANTED)
+
+
+@BOTH
+def test_sharded_jit_with_c(kind):
+    mesh = mesh_of(kind, 4, 2)
+    c = jax.random.normal(jax.random.key(2), WANTED.shape)
+    args = put(A, mesh, P("x", "y")), put(B, mesh, P(None, "y")), put(c, mesh, P("x"))
+    function = jax.jit(lambda a, b, c: fp8_fp4_gemm_nt(a, b, c=c, out_dtype=jnp.float32))
+    assert collectives(function, *args) == {"all-reduce"}
+    assert_close(function(*args), oracle(A, B, c))
+
+
+@BOTH
+@pytest.mark.parametrize("spec, gathers", [(P("x", "y"), False), (P("y", "x"), True)])
+def test_cast_of_shards(spec, gathers, kind):
+    x = jax.random.normal(jax.random.key(0), (512, 192))
+    mesh = mesh_of(kind, 4, 2)
+    sharded = put(x, mesh, spec)
+    assert gathers or not collectives(per_token_cast_to_fp4, sharded)
+    for got, wanted in zip(jax.jit(per_token_cast_to_fp4)(sharded), per_token_cast_to_fp4(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+
+
+def test_shard_map():
+    mesh = mesh_of(AxisType.Auto, 4, 2)
+
+    def mapped(function, in_specs, out_specs):
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+    def partial(a, b):
+        return jax.lax.psum(fp8_fp4_gemm_nt(a, b, out_dtype=jnp.float32), "y")
+
+    assert_close(mapped(fp8_fp4_gemm_nt, (P("x"), P("y")), P("x", "y"))(A, B), WANTED)
+    assert_close(mapped(partial, (P("x", "y"), P(None, "y")), P("x"))(A, B), WANTED)
+    with pytest.raises(ValueError, match="out_specs"):
+        mapped(fp8_fp4_gemm_nt, (P("x"), P()), P())(A, B)
+
+
+def test_control_flow_and_remat():
+    def body(total, b):
+        return total + jax.checkpoint(lambda b: fp8_fp4_gemm_nt(A, b, out_dtype=jnp.float32))(b), None
+
+    total, _ = jax.jit(lambda bs: jax.lax.scan(body, jnp.zeros((64, 1024)), bs))(stack([B, B]))
+    assert_close(total, 2 * WANTED)
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("cpu", "cuda")])
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_round_trip(platforms):
+    b = jax.tree.map(np.asarray, B)
+    exported = jax.export.export(jax.jit(lambda a: fp8_fp4_gemm_nt(a, b, recipe=BY_32)), platforms=platforms)(A)
+    again = jax.export.deserialize(exported.serialize())
+    assert_close(again.call(A), WANTED)
