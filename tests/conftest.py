@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -11,3 +12,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if "not gpu" in config.getoption("markexpr"):
         os.environ["JAX_PLATFORMS"] = "cpu"
+    config.pluginmanager.register(FailuresAtOnce(config))
+
+
+class FailuresAtOnce:
+    """Says at once, not only at the end, which test failed and why: a run may be cut off before its end."""
+
+    def __init__(self, config: pytest.Config):
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")  # none in a worker of pytest-xdist
+        if not report.failed or terminal is None:
+            return
+        crash = getattr(report.longrepr, "reprcrash", None)
+        lines = (crash.message if crash else str(report.longrepr)).strip().splitlines() or [""]
+        said = " ... ".join(dict.fromkeys(line.strip()[:200] for line in (lines[0], lines[-1])))
+        terminal.ensure_newline()
+        terminal.write_line(f"FAILED {report.nodeid} ({report.when}): {said}", flush=True)

@@ -174,7 +174,7 @@ def test_errors_of_tune(measuring):
 
 def test_what_tune_finds_is_taken_from_then_on(measuring, cache_folder, monkeypatch):
     before = rows_and_columns(fp8_gemm_nt, A, B)
-    jitted = jax.jit(fp8_gemm_nt)
+    jitted = jax.jit(lambda a, b: fp8_gemm_nt(a, b))  # a function of its own, with a cache of its own
     jitted(A, B)
     (found,) = tune(fp8_gemm_nt, A, B)
     assert len(measuring[0]) == 16 and found.config == measuring[0][2] and found.heuristic == measuring[0][0]

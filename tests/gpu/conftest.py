@@ -15,6 +15,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 HANG_SECONDS = 100  # of a test; a kernel that waits forever cannot be interrupted, only the process ended
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The sanitizer's tools take longest: first, so that with pytest-xdist they run beside all the rest."""
+    items.sort(key=lambda item: item.path.name != "test_sanitizer.py")
+
+
 @pytest.fixture(scope="session")
 def terminal(pytestconfig: pytest.Config) -> Iterator[int]:
     """What stderr was before pytest captured it."""

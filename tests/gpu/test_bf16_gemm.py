@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,12 @@ pytestmark = pytest.mark.gpu
 
 F32 = jnp.float32
 EVERY = pytest.mark.parametrize("layout", GEMMS)
+# What the heuristics choose in every layout, and each kind in one.
+SOME = pytest.mark.parametrize(
+    "config, layout",
+    [*((None, layout) for layout in GEMMS), *zip(FEW, itertools.cycle(GEMMS), strict=False)],
+    ids=lambda x: x if isinstance(x, str) else name(x),
+)
 # Ends inside tiles, slabs and boxes everywhere; rows of 16 bytes in every layout.
 M, N, K = 296, 616, 1040
 
@@ -82,8 +90,7 @@ def test_empty_problems_launch_nothing(layout):
         assert d.shape == sizes[:2] and not jnp.any(d)
 
 
-@EVERY
-@pytest.mark.parametrize("config", [None, *FEW], ids=name)
+@SOME
 def test_the_same_bits_every_time(config, layout):
     p = problem(layout, M, N, 4112)
     c = p.c(jnp.bfloat16)
@@ -112,8 +119,7 @@ def test_each_result_is_the_next_ones_c(config):
     assert all_same(results)
 
 
-@EVERY
-@pytest.mark.parametrize("config", [None, *FEW], ids=name)
+@SOME
 def test_what_shared_memory_held_does_not_matter(config, layout):
     """A first run fills the pipeline of every SM with NaN. The second one's tiles end beyond its operands."""
     large, small = problem(layout, 1024, 2112, 1040), problem(layout, 72, 136, 400)

@@ -24,7 +24,7 @@ TOOLS = {
     # Every buffer is an allocation of its own here, with a gap behind it: an access beyond it is seen.
     "memcheck": ("--padding=1024",),
     # Both count the mbarriers to follow by the initialisations that the compiler saw; ours are arrays, initialised by
-    # the lanes of a warp: two for each of up to 32 stages, and two more.
+    # the lanes of a warp: up to three for each stage, and two more. The rings here are far shorter than 32 stages.
     "racecheck": ("--num-cuda-barriers=96",),
     "synccheck": ("--num-cuda-barriers=96",),
 }
