@@ -46,11 +46,13 @@ struct PreparedLaunch {
 
 // One call site. Shared by all devices and threads that run it.
 class LaunchState {
+  Cubin* const cubin_;  // before `launch`, which is left without its bytes
+
  public:
   static xla::ffi::TypeId id;
 
   explicit LaunchState(LaunchDescription description)
-      : launch(std::move(description)), cubin_(Cubin::Intern(std::move(launch.cubin))) {}
+      : cubin_(Cubin::Intern(std::move(description.cubin))), launch(std::move(description)) {}
 
   // Null before `Prepare` has run for this device.
   const PreparedLaunch* Find(int32_t ordinal) const {
@@ -67,7 +69,6 @@ class LaunchState {
  private:
   void CheckParameters(const cuda::Driver& driver, cuda::Kernel kernel) const;
 
-  Cubin* const cubin_;
   std::mutex mutex_;
   std::array<std::unique_ptr<PreparedLaunch>, kMaxDevices> prepared_;
   std::array<std::atomic<const PreparedLaunch*>, kMaxDevices> published_ = {};
