@@ -24,9 +24,9 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for name, value in facts.items():
         yield f"{name:<18} {value}"
     yield ""
-    yield f"{'operation':<24} runs as"
+    yield f"{'operation':<26} runs as"
     for name, how in report["operations"].items():
-        yield f"{name:<24} {how}"
+        yield f"{name:<26} {how}"
     yield ""
     yield "BF16 in, quantised to FP8 by (1,128) and (128,128), jax.jit(fp8_gemm_nt), BF16 out"
     yield f"{'M':>6} {'N':>6} {'K':>6} {'error':>9} {'from BF16':>10} {'us':>10} {'XLA us':>10} {'XLA/us':>7}"
