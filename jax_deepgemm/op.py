@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.core import ShapedArray
@@ -17,6 +17,13 @@ from jax_deepgemm.target import Target
 Avals = Sequence[jax.ShapeDtypeStruct | ShapedArray]
 Params = Mapping[str, Any]
 Layouts = Sequence[tuple[int, ...] | None]
+
+
+class Shaped(Protocol):
+    """What a plan needs of an abstract value."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import os
 import random
 from collections.abc import Iterator
 
 import pytest
 
-from jax_deepgemm import compile, nvrtc
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, TensorMap
 from jax_deepgemm.ops import bf16_gemm_plan
+from jax_deepgemm.ops.gemm_plan import MAX_EXTENT
 from jax_deepgemm.target import H100, Target
 from tests import golden_bf16 as golden
 from tests.cases import BF16, LAYOUTS, Bf16Gemm
+from tests.kernels import check_resources, compile_layouts
 
 EXTREMES = (
     Bf16Gemm(1, 8, 8),
@@ -28,8 +27,8 @@ EXTREMES = (
     Bf16Gemm(8, 10**6, 128, layout="nn"),
     Bf16Gemm(8, 8, 10**6 + 1, layout="tn"),
     Bf16Gemm(10**6, 10**6, 16384, layout="tt"),
-    Bf16Gemm(bf16_gemm_plan.MAX_EXTENT, 8, 8),
-    Bf16Gemm(1, bf16_gemm_plan.MAX_EXTENT // 8 * 8, 8),
+    Bf16Gemm(MAX_EXTENT, 8, 8),
+    Bf16Gemm(1, MAX_EXTENT // 8 * 8, 8),
 )
 
 
@@ -152,28 +151,16 @@ def test_a_cluster_loads_whole_tiles(layout: str, sharing: int) -> None:
 # --- against the kernel's source -----------------------------------------------------------------------------------
 
 
-def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
-    """No spills, no warnings of ptxas, and a pool of registers that is large enough for setmaxnreg."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = [fault for found in pool.map(faults_of, golden.kernels()) for fault in found]
-    assert not faults, "\n".join(faults)
-
-
 POOLS = {1: 0, 2: 232 * 256 + 40 * 128, 3: 160 * 384 + 32 * 128}  # by math warpgroups
 
 
-def faults_of(kernel: Kernel) -> list[str]:
-    binary, groups = compile.compile_kernel(kernel, H100.arch), int(dict(kernel.template)["kMathGroups"])
-    checks = {
-        f"{binary.spill_bytes} bytes of spills": binary.spill_bytes == 0,
-        f"{binary.local_bytes} bytes of stack": binary.local_bytes == 0,
-        f"{binary.registers} registers": POOLS[groups] <= binary.registers * 128 * (groups + 1) <= 65536,
-        # Products made to wait for each other, setmaxnreg ignored.
-        "a loss that ptxas warns of": "Potential Performance Loss" not in binary.log,
-        "waits between products": "is injected" not in binary.log,
-    }
-    name = compile.describe(kernel, H100.arch)
-    return [f"{name}: {fault}\n{binary.log}" for fault, passed in checks.items() if not passed]
+def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
+    check_resources(golden.kernels(), threads_and_pool)
+
+
+def threads_and_pool(kernel: Kernel) -> tuple[int, int]:
+    groups = int(dict(kernel.template)["kMathGroups"])
+    return 128 * (groups + 1), POOLS[groups]
 
 
 def layouts() -> dict[Kernel, int]:
@@ -194,11 +181,7 @@ def layouts() -> dict[Kernel, int]:
 def test_shared_memory_is_what_the_kernel_lays_out() -> None:
     expected = layouts()
     assert len(expected) > 200
-    source = "template <class> __global__ void probe() {}\nstruct Any;\n"
-    for index, (kernel, size) in enumerate(expected.items()):
-        config = f"Config{index}"
-        source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
-        end = f"SharedLayout<{config}, PlainBf16<{config}>>::kBarriers + (2 * {config}::kStages + 2) * 8"
-        source += f'static_assert({end} == {size}, "{config}");\n'
-    options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
-    nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))
+    compile_layouts(
+        expected,
+        lambda _, config: f"SharedLayout<{config}, PlainBf16<{config}>>::kBarriers + (2 * {config}::kStages + 2) * 8",
+    )

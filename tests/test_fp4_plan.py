@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import os
 import random
 from collections.abc import Iterator
 
 import pytest
 
-from jax_deepgemm import compile, nvrtc
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90_fp4
 from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, FLOAT_BY_128, UE8M0_BY_32, Fp4GemmConfig
@@ -20,6 +17,7 @@ from jax_deepgemm.target import H100, Target
 from tests import golden_fp4 as golden
 from tests.cases import EMPTY, FP8_FP4, Gemm
 from tests.fp4 import KINDS
+from tests.kernels import check_resources, compile_layouts
 
 EXTREMES = (
     Gemm(1, 8, 32),
@@ -123,29 +121,17 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
 
 
 def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
-    """No spills, no warnings of ptxas, and a pool of registers that is large enough for setmaxnreg."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = [fault for found in pool.map(faults_of, golden.kernels()) for fault in found]
-    assert not faults, "\n".join(faults)
+    check_resources(golden.kernels(), threads_and_pool)
 
 
-def faults_of(kernel: Kernel) -> list[str]:
-    binary, template = compile.compile_kernel(kernel, H100.arch), dict(kernel.template)
+def threads_and_pool(kernel: Kernel) -> tuple[int, int]:
+    template = dict(kernel.template)
     math, feed = int(template["kMathGroups"]), int(template["kFeedGroups"])
     moves = (
         math == 2 and int(template["kColumns"]) // 2 * (int(template["kWaves"]) + int(template["kStageBlocks"])) > 64
     )
     pool = (216 * 256 + 72 * 128 if feed == 1 else 208 * 256 + 48 * 256) if moves else 0
-    checks = {
-        f"{binary.spill_bytes} bytes of spills": binary.spill_bytes == 0,
-        f"{binary.local_bytes} bytes of stack": binary.local_bytes == 0,
-        f"{binary.registers} registers": pool <= binary.registers * 128 * (math + feed) <= 65536,
-        # Products made to wait for each other, setmaxnreg ignored.
-        "a loss that ptxas warns of": "Potential Performance Loss" not in binary.log,
-        "waits between products": "is injected" not in binary.log,
-    }
-    name = compile.describe(kernel, H100.arch)
-    return [f"{name}: {fault}\n{binary.log}" for fault, passed in checks.items() if not passed]
+    return 128 * (math + feed), pool
 
 
 def layouts() -> dict[Kernel, int]:
@@ -167,11 +153,9 @@ def layouts() -> dict[Kernel, int]:
 def test_shared_memory_is_what_the_kernel_lays_out() -> None:
     expected = layouts()
     assert len(expected) > 100
-    source = "template <class> __global__ void probe() {}\nstruct Any;\n"
-    for index, (kernel, size) in enumerate(expected.items()):
-        config = f"Config{index}"
-        source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
-        barriers = f"2 * {config}::kStages + 2 + Fp4Layout<{config}>::kWarps * {config}::kPackedStages"
-        source += f'static_assert(Fp4Layout<{config}>::kBarriers + ({barriers}) * 8 == {size}, "{config}");\n'
-    options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
-    nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))
+    compile_layouts(expected, end_of_layout)
+
+
+def end_of_layout(kernel: Kernel, config: str) -> str:
+    barriers = f"2 * {config}::kStages + 2 + Fp4Layout<{config}>::kWarps * {config}::kPackedStages"
+    return f"Fp4Layout<{config}>::kBarriers + ({barriers}) * 8"

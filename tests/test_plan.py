@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from jax_deepgemm import compile, nvrtc
+from jax_deepgemm import nvrtc
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90, sm90_1d1d
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, TensorMap
 from jax_deepgemm.ops import fp8_gemm_plan
+from jax_deepgemm.ops.gemm_plan import MAX_EXTENT
 from jax_deepgemm.target import H100, Target
 from tests import golden, golden_1d1d
 from tests.cases import DENSE, EMPTY, Gemm
+from tests.kernels import check_resources, compile_layouts
 
 # M and N of one row of 16 bytes, K of one TMA box or less, a million rows, a matrix far larger than the L2 cache.
 EXTREMES = (
@@ -31,8 +31,8 @@ EXTREMES = (
     Gemm(3, 262144, 128),
     Gemm(1, 8, 10**6),
     Gemm(10**6, 10**6, 16384),
-    Gemm(fp8_gemm_plan.MAX_EXTENT, 8, 16),
-    Gemm(1, fp8_gemm_plan.MAX_EXTENT // 8 * 8, 16),
+    Gemm(MAX_EXTENT, 8, 16),
+    Gemm(1, MAX_EXTENT // 8 * 8, 16),
 )
 
 
@@ -184,26 +184,11 @@ def test_impossible_configurations_with_scales_by_rows_are_refused(fields: dict[
 
 
 def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
-    """No spills, no warnings of ptxas, and a pool of registers that is large enough for setmaxnreg."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        kernels = golden.kernels() + golden_1d1d.kernels()
-        faults = [fault for found in pool.map(faults_of, kernels) for fault in found]
-    assert not faults, "\n".join(faults)
+    check_resources(golden.kernels() + golden_1d1d.kernels(), threads_and_pool)
 
 
-def faults_of(kernel: Kernel) -> list[str]:
-    binary, groups = compile.compile_kernel(kernel, H100.arch), dict(kernel.template)["kMathGroups"]
-    threads, wanted = 384 if groups == 2 else 256, 232 * 256 + 40 * 128 if groups == 2 else 0
-    checks = {
-        f"{binary.spill_bytes} bytes of spills": binary.spill_bytes == 0,
-        f"{binary.local_bytes} bytes of stack": binary.local_bytes == 0,
-        f"{binary.registers} registers a thread": wanted <= binary.registers * threads <= 65536,
-        # Products made to wait for each other, setmaxnreg ignored.
-        "a loss that ptxas warns of": "Potential Performance Loss" not in binary.log,
-        "waits between products": "is injected" not in binary.log,
-    }
-    name = compile.describe(kernel, H100.arch)
-    return [f"{name}: {fault}\n{binary.log}" for fault, passed in checks.items() if not passed]
+def threads_and_pool(kernel: Kernel) -> tuple[int, int]:
+    return (384, 232 * 256 + 40 * 128) if dict(kernel.template)["kMathGroups"] == 2 else (256, 0)
 
 
 def layouts() -> dict[Kernel, int]:
@@ -221,25 +206,17 @@ def layouts() -> dict[Kernel, int]:
     return found
 
 
-def compile_layouts(expected: dict[Kernel, int]) -> None:
-    """Compiles nothing but the assertion that the kernels' `SharedLayout` takes so many bytes."""
-    source = "template <class> __global__ void probe() {}\nstruct Any;\n"
-    for index, (kernel, size) in enumerate(expected.items()):
-        config = f"Config{index}"
-        source += compile.source(kernel).replace("struct Config ", f"struct {config} ")
-        operands = "Fp8ByRows" if kernel.stem == "sm90_fp8_gemm_1d1d" else "ScaledFp8"
-        end = f"SharedLayout<{config}, {operands}<{config}>>::kBarriers + (3 * {config}::kStages + 2) * 8"
-        source += f'static_assert({end} == {size}, "{config}");\n'
-    options = (f"--gpu-architecture={H100.arch}", "--std=c++20", "-default-device")
-    nvrtc.compile_source(source, "probe.cu", "probe<Any>", (*options, f"--include-path={compile.sources_folder()}"))
+def end_of_layout(kernel: Kernel, config: str) -> str:
+    operands = "Fp8ByRows" if kernel.stem == "sm90_fp8_gemm_1d1d" else "ScaledFp8"
+    return f"SharedLayout<{config}, {operands}<{config}>>::kBarriers + (3 * {config}::kStages + 2) * 8"
 
 
 def test_shared_memory_is_what_the_kernel_lays_out() -> None:
     expected = layouts()
     assert len(expected) > 200
-    compile_layouts(expected)
+    compile_layouts(expected, end_of_layout)
     # The assertion is made, and for each: one byte off is seen.
     wrong = dict(list(expected.items())[:3])
     last = list(wrong)[-1]
     with pytest.raises(nvrtc.NvrtcError, match=r"(?s)Config2.*1 error detected"):
-        compile_layouts(wrong | {last: wrong[last] + 1})
+        compile_layouts(wrong | {last: wrong[last] + 1}, end_of_layout)

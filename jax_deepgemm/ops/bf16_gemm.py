@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import bf16_gemm_gradient
 from jax_deepgemm.ops.bf16_gemm_plan import plan, ranked
+from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
 from jax_deepgemm.primitive import make
 
 CONFIGS = (Bf16GemmConfig,)
@@ -188,13 +188,7 @@ def _reference(
         (((int(layout[0] == "n"),), (int(layout[1] == "t"),)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    return [_rounded(product, c, out_dtype)]
-
-
-def _rounded(product: jax.Array, c: Sequence[jax.Array], out_dtype: jnp.dtype) -> jax.Array:
-    for x in c:
-        product += x.astype(jnp.float32)
-    return product.astype(out_dtype)
+    return [rounded(product, c, out_dtype)]
 
 
 def _factors(avals: Avals, params: Params) -> Factors:
@@ -205,18 +199,6 @@ def _factors(avals: Avals, params: Params) -> Factors:
     return Factors(f"{of_a}, {of_b}{c} -> m n", summed=("k",))
 
 
-def _reduce(
-    call: Callable[..., Sequence[jax.Array]], axes: tuple[str, ...], operands: Sequence[jax.Array], params: Params
-) -> list[jax.Array]:
-    """K is sharded: partial results are summed, and `c` added, in float32."""
-    (partial,) = call(*operands[:2], out_dtype=jnp.dtype(jnp.float32))
-    return [_rounded(jax.lax.psum(partial, axes), operands[2:], params["out_dtype"])]
-
-
-def _aliases(avals: Avals, params: Params) -> dict[int, int]:
-    return {2: 0} if len(avals) == 3 else {}
-
-
 _call: Any = make(
     Op(
         name="bf16_gemm",
@@ -225,9 +207,9 @@ _call: Any = make(
         plan=plan,
         configs=CONFIGS,
         ranked=ranked,
-        aliases=_aliases,
+        aliases=alias_of(2),
         factors=_factors,
-        reduce=_reduce,
+        reduce=reduce_before(2),
         jvp=bf16_gemm_gradient.jvp,
         transpose=bf16_gemm_gradient.transpose,
     )

@@ -10,10 +10,11 @@ import numpy as np
 from jax_deepgemm.heuristics import sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import BLOCK_K, SLAB, Bf16GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
-from jax_deepgemm.ops.fp8_gemm_plan import MAX_EXTENT, Shaped, grid_size
+from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, grid_size, store_map, template
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
+    from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
 
@@ -73,27 +74,12 @@ def launch(
     store = tile.store(out_bytes, smem_bytes)
     # A configuration may come from a smaller matrix: vmap folds a batch into M.
     rows_loaded = tile.rows_loaded if tile.rows_loaded >= (n if tile.swap else m) else tile.rows
-    template: tuple[tuple[str, int | bool | str], ...] = (
-        ("kRows", tile.rows),
-        ("kColumns", tile.columns),
+    arguments: tuple[tuple[str, int | bool | str], ...] = (
+        *template(tile, stages, store, m, out_bytes, has_c),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", rows_loaded),
-        ("kMathGroups", tile.math_groups),
-        ("kWaves", tile.waves),
-        ("kStages", stages),
-        ("kStageBlocks", tile.stage_blocks),
-        ("kSwap", tile.swap),
-        ("kSplitK", tile.split_k),
-        ("kClusterRows", tile.cluster_rows),
-        ("kClusterColumns", tile.cluster_columns),
-        ("kGroup", tile.group),
-        ("kStoreAtomBytes", store.atom_bytes),
-        ("kStoreBuffers", store.buffers),
         ("kEager", tile.eager),
-        ("kReadBOnce", m <= tile.tile_m),
-        ("kHasC", has_c),
-        ("Out", "bf16" if out_bytes == 2 else "float"),
     )
     a, b, c = range(3)
     d = 3 if has_c else 2
@@ -107,16 +93,8 @@ def launch(
             return TensorMap(buffer, "bfloat16", (size, k), (2 * size,), (SLAB, BLOCK_K // share), swizzle=128)
         return TensorMap(buffer, "bfloat16", (k, size), (2 * k,), (BLOCK_K, extent_loaded // share), swizzle=128)
 
-    d_map = TensorMap(
-        d,
-        "bfloat16" if out_bytes == 2 else "float32",
-        (n, m),
-        (n * out_bytes,),
-        (store.atom_bytes // out_bytes, 16),
-        swizzle=store.atom_bytes,
-    )
     return Launch(
-        kernel=Kernel("sm90_bf16_gemm", template),
+        kernel=Kernel("sm90_bf16_gemm", arguments),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         cluster=(tile.cluster, 1, 1),
@@ -125,7 +103,7 @@ def launch(
         arguments=(
             operand(rows, tile.mn_rows, rows_loaded, tile.cluster_columns),
             operand(columns, tile.mn_columns, tile.columns, tile.cluster_rows),
-            d_map,
+            store_map(d, m, n, out_bytes, store),
             Pointer(c if has_c else d),
             Pointer(d),
             Scalar(m, "uint32"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
+    from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
 Block = tuple[int, int]  # rows and columns that share a scale
@@ -19,13 +20,6 @@ GRANULARITIES = (32, 64, 128)  # columns of one row that share a scale
 MAX_EXTENT = 2**31 - 256  # rows and columns are counted, also beyond the last tile, in 32 bits
 _ROWS = 32  # of a tile that ends no scale: as many CTAs as can be, for few rows
 _INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
-
-
-class Shaped(Protocol):
-    """What a plan needs of an abstract value."""
-
-    shape: tuple[int, ...]
-    dtype: Any
 
 
 def plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.folding import resize
 from jax_deepgemm.ops.fp4_casting import dequantise_fp4, packed, unpacked
 from jax_deepgemm.ops.fp8_fp4_gemm_plan import SCALE_ALIGNMENT, plan, ranked, scale_kind, scale_row_bytes
+from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
@@ -226,13 +227,7 @@ def _reference(
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    return [_rounded(product, c, out_dtype)]
-
-
-def _rounded(product: jax.Array, c: Sequence[jax.Array], out_dtype: jnp.dtype) -> jax.Array:
-    for x in c:
-        product += x.astype(jnp.float32)
-    return product.astype(out_dtype)
+    return [rounded(product, c, out_dtype)]
 
 
 def _factors(avals: Avals, params: Params) -> Factors:
@@ -249,21 +244,9 @@ def _factors(avals: Avals, params: Params) -> Factors:
     return Factors(rule, sizes, summed=("k",), whole=("ka", "kb", "kp", "ks"))
 
 
-def _reduce(
-    call: Callable[..., Sequence[jax.Array]], axes: tuple[str, ...], operands: Sequence[jax.Array], params: Params
-) -> list[jax.Array]:
-    """K is sharded: partial results are summed, and `c` added, in float32."""
-    (partial,) = call(*operands[:4], out_dtype=jnp.dtype(jnp.float32))
-    return [_rounded(jax.lax.psum(partial, axes), operands[4:], params["out_dtype"])]
-
-
 def _operand_layouts(avals: Avals, params: Params) -> Layouts:
     """A's scales with M fastest, as a warp reads those of a tile."""
     return [None, (0, 1), None, None, None][: len(avals)]
-
-
-def _aliases(avals: Avals, params: Params) -> dict[int, int]:
-    return {4: 0} if len(avals) == 5 else {}
 
 
 _call: Any = make(
@@ -275,9 +258,9 @@ _call: Any = make(
         configs=CONFIGS,
         ranked=ranked,
         operand_layouts=_operand_layouts,
-        aliases=_aliases,
+        aliases=alias_of(4),
         factors=_factors,
-        reduce=_reduce,
+        reduce=reduce_before(4),
         gradient="quantised operands have no gradients; differentiate around it with jax.custom_vjp",
     )
 )

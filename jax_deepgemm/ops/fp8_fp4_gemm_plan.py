@@ -17,10 +17,12 @@ from jax_deepgemm.heuristics.fp4_config import (
 )
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
-from jax_deepgemm.ops.fp8_gemm_plan import Shaped, grid_size, problem_of
+from jax_deepgemm.ops.fp8_gemm_plan import problem_of
+from jax_deepgemm.ops.gemm_plan import grid_size, store_map, template
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
+    from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
 
@@ -89,41 +91,18 @@ def launch(
         raise ValueError(
             f"{tile} must have room for two packed stages in {smem_bytes} bytes of shared memory, got {packed_stages}"
         )
-    template: tuple[tuple[str, int | bool | str], ...] = (
-        ("kRows", tile.rows),
-        ("kColumns", tile.columns),
-        ("kMathGroups", tile.math_groups),
+    arguments: tuple[tuple[str, int | bool | str], ...] = (
+        *template(tile, tile.decoded_stages, store, m, out_bytes, has_c),
         ("kFeedGroups", tile.feed_groups),
-        ("kWaves", tile.waves),
-        ("kStages", tile.decoded_stages),
         ("kPackedStages", packed_stages),
-        ("kStageBlocks", tile.stage_blocks),
-        ("kSwap", tile.swap),
-        ("kSplitK", tile.split_k),
-        ("kClusterRows", 1),
-        ("kClusterColumns", 1),
-        ("kGroup", tile.group),
         ("kScaleN", 1),
-        ("kStoreAtomBytes", store.atom_bytes),
-        ("kStoreBuffers", store.buffers),
         ("kTileScales", tile.tile_scales),
-        ("kReadBOnce", m <= tile.tile_m),
-        ("kHasC", has_c),
         ("Scales", scales.name),
-        ("Out", "bf16" if out_bytes == 2 else "float"),
     )
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c else 4
-    d_map = TensorMap(
-        d,
-        "bfloat16" if out_bytes == 2 else "float32",
-        (n, m),
-        (n * out_bytes,),
-        (store.atom_bytes // out_bytes, 16),
-        swizzle=store.atom_bytes,
-    )
     return Launch(
-        kernel=Kernel("sm90_fp8_fp4_gemm", template),
+        kernel=Kernel("sm90_fp8_fp4_gemm", arguments),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
         block=((tile.math_groups + tile.feed_groups) * 128, 1, 1),
         cluster=(tile.cluster, 1, 1),
@@ -132,7 +111,7 @@ def launch(
         arguments=(
             TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.task_rows), swizzle=128),
             TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128),
-            d_map,
+            store_map(d, m, n, out_bytes, store),
             Pointer(a_scale),
             Pointer(b_scale),
             Pointer(c if has_c else d),

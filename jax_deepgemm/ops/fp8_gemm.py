@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan, ranked
+from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
@@ -197,13 +198,7 @@ def _reference(
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    return [_rounded(product, c, out_dtype)]
-
-
-def _rounded(product: jax.Array, c: Sequence[jax.Array], out_dtype: jnp.dtype) -> jax.Array:
-    for x in c:
-        product += x.astype(jnp.float32)
-    return product.astype(out_dtype)
+    return [rounded(product, c, out_dtype)]
 
 
 def _factors(avals: Avals, params: Params) -> Factors:
@@ -229,22 +224,10 @@ def _factors(avals: Avals, params: Params) -> Factors:
     return Factors(f"m {k_dim}, m kb, {n_dim} {k_dim}, {n_scale} kb{c} -> m {n_dim}", sizes, summed, whole)
 
 
-def _reduce(
-    call: Callable[..., Sequence[jax.Array]], axes: tuple[str, ...], operands: Sequence[jax.Array], params: Params
-) -> list[jax.Array]:
-    """K is sharded: partial results are summed, and `c` added, in float32."""
-    (partial,) = call(*operands[:4], out_dtype=jnp.dtype(jnp.float32))
-    return [_rounded(jax.lax.psum(partial, axes), operands[4:], params["out_dtype"])]
-
-
 def _operand_layouts(avals: Avals, params: Params) -> Layouts:
     """Scales of rows with the rows fastest: those of a tile are neighbours, and a warp copies 32 of them at once."""
     b_scale = (0, 1) if params["recipe"] == ROW_RECIPE else None
     return [None, (0, 1), None, b_scale, None][: len(avals)]
-
-
-def _aliases(avals: Avals, params: Params) -> dict[int, int]:
-    return {4: 0} if len(avals) == 5 else {}
 
 
 _call: Any = make(
@@ -256,9 +239,9 @@ _call: Any = make(
         configs=tuple(_CONFIGS.values()),
         ranked=ranked,
         operand_layouts=_operand_layouts,
-        aliases=_aliases,
+        aliases=alias_of(4),
         factors=_factors,
-        reduce=_reduce,
+        reduce=reduce_before(4),
         gradient="quantised operands have no gradients; differentiate around it with jax.custom_vjp",
     )
 )

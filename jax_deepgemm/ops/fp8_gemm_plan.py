@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,23 +12,17 @@ from jax_deepgemm.heuristics import sm90, sm90_1d1d
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
+from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, grid_size, output_map, store_map, template
 from jax_deepgemm.ops.head_splits import HeadSplits
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
+    from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
 RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
 ROW_RECIPE = ((1, 128), (1, 128))
 _HEURISTICS: dict[Any, Any] = {RECIPE: sm90, ROW_RECIPE: sm90_1d1d}
-MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last tile, are signed 32-bit numbers
-
-
-class Shaped(Protocol):
-    """What a plan needs of an abstract value."""
-
-    shape: tuple[int, ...]
-    dtype: Any
 
 
 def plan(
@@ -85,29 +79,14 @@ def launch(
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
     by_row = isinstance(tile, GemmConfig1d1d)
-    template: tuple[tuple[str, int | bool | str], ...] = (
-        ("kRows", tile.rows),
-        ("kColumns", tile.columns),
-        ("kMathGroups", tile.math_groups),
-        ("kWaves", tile.waves),
-        ("kStages", stages),
-        ("kStageBlocks", tile.stage_blocks),
-        ("kSwap", tile.swap),
-        ("kSplitK", tile.split_k),
-        ("kClusterRows", tile.cluster_rows),
-        ("kClusterColumns", tile.cluster_columns),
-        ("kGroup", tile.group),
+    arguments: tuple[tuple[str, int | bool | str], ...] = (
+        *template(tile, stages, store, m, out_bytes, has_c),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead if by_row else 0),
-        ("kStoreAtomBytes", store.atom_bytes),
-        ("kStoreBuffers", store.buffers),
-        ("kReadBOnce", m <= tile.tile_m),
-        ("kHasC", has_c),
-        ("Out", "bf16" if out_bytes == 2 else "float"),
     )
     if splits is not None:
         splits.check(tile, out_bytes, smem_bytes)
-        template += (("Columns", splits.functor),)
+        arguments += (("Columns", splits.functor),)
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c or (splits and splits.keeps) else 4
     width = splits.width(n) if splits else n
@@ -117,14 +96,10 @@ def launch(
     def operand(buffer: int, box: int) -> TensorMap:
         return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
 
-    def output(buffer: int, columns: int, box: tuple[int, int], swizzle: int) -> TensorMap:
-        dtype = "bfloat16" if out_bytes == 2 else "float32"
-        return TensorMap(buffer, dtype, (columns, m), (columns * out_bytes,), box, swizzle=swizzle)
-
-    d_map = output(d, width, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
-    c_map = output(c, n, (128 // out_bytes, tile.rows), 128) if has_c else d_map
+    d_map = store_map(d, m, width, out_bytes, store)
+    c_map = output_map(c, m, n, out_bytes, (128 // out_bytes, tile.rows), 128) if has_c else d_map
     return Launch(
-        kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", template),
+        kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", arguments),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         cluster=(tile.cluster, 1, 1),
@@ -144,11 +119,3 @@ def launch(
             Scalar(k, "uint32"),
         ),
     )
-
-
-def grid_size(tile: GemmConfig, m: int, n: int, num_sms: int) -> int:
-    """Blocks of the persistent grid: whole clusters, no more than there are tiles or processors for."""
-    rows = -(-(n if tile.swap else m) // tile.rows)
-    columns = -(-(m if tile.swap else n) // tile.columns)
-    clusters = -(-rows // tile.cluster_rows) * -(-columns // tile.cluster_columns)
-    return min(clusters, max(1, num_sms // tile.cluster)) * tile.cluster

@@ -18,7 +18,9 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.launch import MAX_SHARED_MEMORY, Launch
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.fp8_gemm_plan import MAX_EXTENT, RECIPE, launch, problem_of
+from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, launch, problem_of
+from jax_deepgemm.ops.gemm_plan import MAX_EXTENT
+from jax_deepgemm.ops.gemm_result import alias_of
 from jax_deepgemm.ops.head_splits import HeadSplits
 from jax_deepgemm.primitive import make
 
@@ -172,10 +174,6 @@ def _operand_layouts(avals: Avals, params: Params) -> Layouts:
     return [None, (0, 1), None, None, None][: len(avals)]
 
 
-def _aliases(avals: Avals, params: Params) -> dict[int, int]:
-    return {4: 0} if len(avals) == 5 else {}
-
-
 _call: Any = make(
     Op(
         name="fp8_gemm_nt_skip_head_mid",
@@ -185,7 +183,7 @@ _call: Any = make(
         configs=(GemmConfig,),
         ranked=_ranked,
         operand_layouts=_operand_layouts,
-        aliases=_aliases,
+        aliases=alias_of(4),
         factors=_factors,
         gradient="quantised operands have no gradients; differentiate around it with jax.custom_vjp",
     )
