@@ -42,9 +42,10 @@ __device__ __forceinline__ void write_four(Out* d, const Out* c, u64 offset, flo
 }
 
 // `partial` is this CTA's [kM][kPitch] tile, at the same place in every CTA; m0, n0 its corner in d [m, n].
-// Called by kThreads threads of each of the kSplits CTAs, after their barrier; n is a multiple of 4.
+// Called by kThreads threads of each of the kSplits CTAs, after their barrier; n is a multiple of 4. A CTA has kTiles partial
+// tiles, one behind the other.
 template <u32 kSplits, bool kHasC, u32 kM, u32 kN, u32 kPitch, u32 kThreads, class Columns = AllColumns,
-          class Out>
+          class Out, u32 kTiles = 1>
 __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, const Out* c, u32 m0, u32 n0, u32 m,
                                                  u32 n, u32 rank, u32 thread) {
     constexpr u32 kQuads = kN / 4;
@@ -54,18 +55,19 @@ __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, c
         const u32 row = i / kQuads, column = i % kQuads * 4;
         if (n0 + column >= n) continue;
         const float* at = partial + row * kPitch + column;
-        float4 parts[kSplits];
+        float4 parts[kSplits * kTiles];
 #pragma unroll
-        for (u32 s = 0; s < kSplits; ++s) {
+        for (u32 s = 0; s < kSplits * kTiles; ++s) {
+            const float* const of_tile = at + s % kTiles * kM * kPitch;
             if constexpr (kSplits == 1) {
-                parts[s] = *reinterpret_cast<const float4*>(at);
+                parts[s] = *reinterpret_cast<const float4*>(of_tile);
             } else {
-                parts[s] = load_remote(at, s);
+                parts[s] = load_remote(of_tile, s / kTiles);
             }
         }
         float4 sum = parts[0];
 #pragma unroll
-        for (u32 s = 1; s < kSplits; ++s) {
+        for (u32 s = 1; s < kSplits * kTiles; ++s) {
             sum.x += parts[s].x, sum.y += parts[s].y, sum.z += parts[s].z, sum.w += parts[s].w;
         }
         write_four<kHasC>(d, c, static_cast<u64>(m0 + row) * Columns::at(n) + Columns::at(n0 + column), sum);

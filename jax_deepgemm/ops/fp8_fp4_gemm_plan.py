@@ -15,6 +15,7 @@ from jax_deepgemm.heuristics.fp4_config import (
     Fp4GemmConfig,
     Scales,
 )
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.fp8_gemm_plan import problem_of
@@ -112,6 +113,65 @@ def launch(
             TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.task_rows), swizzle=128),
             TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128),
             store_map(d, m, n, out_bytes, store),
+            Pointer(a_scale),
+            Pointer(b_scale),
+            Pointer(c if has_c else d),
+            Pointer(d),
+            Scalar(m, "uint32"),
+            Scalar(n, "uint32"),
+            Scalar(k, "uint32"),
+            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
+        ),
+    )
+
+
+def launch_swapped(
+    tile: Fp4SwappedConfig,
+    m: int,
+    n: int,
+    k: int,
+    scales: Scales,
+    out_bytes: int,
+    num_sms: int,
+    smem_bytes: int,
+    *,
+    has_c: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
+    stages, shared_memory = tile.layout(smem_bytes, scales)
+    if stages < max(2, tile.k_groups):
+        raise ValueError(
+            f"{tile} must have room for {max(2, tile.k_groups)} stages in {smem_bytes} bytes of shared memory, got {stages}"
+        )
+    arguments: tuple[tuple[str, int | bool | str], ...] = (
+        ("kRows", tile.rows),
+        ("kColumns", tile.columns),
+        ("kKGroups", tile.k_groups),
+        ("kStages", stages),
+        ("kSwap", True),
+        ("kSplitK", tile.split_k),
+        ("kClusterRows", 1),
+        ("kClusterColumns", 1),
+        ("kGroup", tile.group),
+        ("kReadBOnce", m <= tile.columns),
+        ("kHasC", has_c),
+        ("Out", "bf16" if out_bytes == 2 else "float"),
+        ("Scales", scales.name),
+    )
+    tiles = -(-n // tile.rows) * -(-m // tile.columns)
+    a, a_scale, b, b_scale, c = range(5)
+    d = 5 if has_c else 4
+    return Launch(
+        kernel=Kernel("sm90_fp8_fp4_gemm_swapped", arguments),
+        grid=(min(tiles, max(1, num_sms // tile.split_k)) * tile.split_k, 1, 1),
+        block=(tile.threads, 1, 1),
+        cluster=(tile.split_k, 1, 1),
+        shared_memory=shared_memory,
+        pdl=pdl,
+        arguments=(
+            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.rows), swizzle=128),
+            TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.columns), swizzle=128),
             Pointer(a_scale),
             Pointer(b_scale),
             Pointer(c if has_c else d),

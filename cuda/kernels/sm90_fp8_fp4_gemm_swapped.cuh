@@ -1,0 +1,210 @@
+// D[M, N] = A[M, K] B[N, K]^T (+ C) for few tokens: A in FP8 (e4m3) scaled per row and 128 of K, B in FP4 (e2m1) scaled per
+// row and 32 or 128 of K. Hopper.
+//
+// Weights take wgmma's 64 rows, tokens its columns. Weights stay packed in shared memory; a thread decodes its part of the
+// rows' fragment into registers, from where wgmma takes it. Warpgroups work independently of each other: some on other rows
+// of the tile, some (kKGroups) on other units of 256 of K, whose sums are added up at the tile's end.
+//
+// "Rows" and "columns" are wgmma's; M and N those of D.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/fp4_swapped_feed.cuh"
+#include "common/fp4_swapped_layout.cuh"
+#include "common/gemm_epilogue.cuh"
+#include "common/gemm_walk.cuh"
+#include "common/split_k.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma_rs.cuh"
+
+template <class Config>
+struct Sm90Fp8Fp4GemmSwapped {
+    using Layout = Fp4SwappedLayout<Config>;
+    using Shared = Fp4SwappedMemory<Config>;
+    using Walk = GemmWalk<Config, Layout::kUnitK>;
+    using Fold = typename Layout::Fold;
+    using Out = typename Config::Out;
+    static constexpr u32 kRowGroups = Layout::kRowGroups, kKGroups = Config::kKGroups, kColumns = Config::kColumns;
+    static constexpr u32 kSplitK = Config::kSplitK, kStages = Config::kStages;
+    static constexpr u32 kMathThreads = Layout::kMathGroups * 128;
+    static constexpr u32 kAccumulators = kColumns / 2;
+    static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
+    static_assert(kStages >= kKGroups, "each group has a stage of its own");
+
+    static __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
+                                                   const float* token_scales, float upper, float lower) {
+#pragma unroll
+        for (u32 j = 0; j < kColumns / 8; ++j) {
+            const float2 scale = *reinterpret_cast<const float2*>(token_scales + 8 * j);
+            sum[4 * j + 0] += upper * scale.x * product[4 * j + 0];
+            sum[4 * j + 1] += upper * scale.y * product[4 * j + 1];
+            sum[4 * j + 2] += lower * scale.x * product[4 * j + 2];
+            sum[4 * j + 3] += lower * scale.y * product[4 * j + 3];
+        }
+    }
+
+    // Of the thread's rows of weights, where it reads them in shared memory.
+    struct Weights {
+        const u8* from;
+        u32 swizzle;
+
+        // The fragment of the unit's 32 of K number `i`.
+        __device__ __forceinline__ void decode(u32 (&a)[4], u32 i, Fp4Table upper, Fp4Table lower) const {
+            const u8* const at = from + (i * 16 ^ swizzle);
+            const auto codes = [&](u32 offset) -> u32 { return *reinterpret_cast<const u16*>(at + offset); };
+            a[0] = decode_negated(codes(0), upper), a[1] = decode_negated(codes(8 * 128), lower);
+            a[2] = decode_negated(codes(8), upper), a[3] = decode_negated(codes(8 * 128 + 8), lower);
+        }
+    };
+
+    static __device__ __forceinline__ void multiply(float (&sum)[kAccumulators], const Weights& weights, u32 block,
+                                                    const u8* tokens, const Fold* folds, const float* token_scales,
+                                                    bool together) {
+        const u64 columns = wgmma_descriptor(shared_address(tokens));
+        float product[kAccumulators];
+        if (together) {
+            const Fold upper = folds[0], lower = folds[8];
+            u32 a[kBlockK / 32][4];
+#pragma unroll
+            for (u32 i = 0; i < kBlockK / 32; ++i)
+                weights.decode(a[i], block * 4 + i, upper.table(i), lower.table(i));
+            wgmma_pin(product);
+            wgmma_fence();
+            WgmmaE4m3Rs<kColumns>::template run<false>(product, a[0], columns);
+#pragma unroll
+            for (u32 i = 1; i < kBlockK / 32; ++i)
+                WgmmaE4m3Rs<kColumns>::template run<true>(product, a[i], columns + 2 * i);
+            wgmma_commit();
+            wgmma_wait<0>();
+            wgmma_pin(product);
+            promote(sum, product, token_scales, upper.scale(), lower.scale());
+        } else {
+#pragma unroll 1
+            for (u32 i = 0; i < kBlockK / 32; ++i) {
+                u32 a[4];
+                weights.decode(a, block * 4 + i, {}, {});
+                wgmma_pin(product);
+                wgmma_fence();
+                WgmmaE4m3Rs<kColumns>::template run<false>(product, a, columns + 2 * i);
+                wgmma_commit();
+                wgmma_wait<0>();
+                wgmma_pin(product);
+                promote(sum, product, token_scales, folds[0].scale(i), folds[8].scale(i));
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void store(const Shared& shared, const float (&sum)[kAccumulators], const Out* c,
+                                                 Out* d, Tile corner, u32 group, u32 row, u32 column, u32 thread,
+                                                 u32 rank, u32 phase, u32 m, u32 n) {
+        constexpr u32 kPitch = Layout::kPitch;
+        float* const partial = shared.partial(group);
+        // Peers, or this CTA's other warps, may still read the partial tiles of the iteration before.
+        if constexpr (kSplitK > 1) {
+            shared.partials_read().wait(phase ^ 1);
+        } else {
+            named_barrier_sync(1, kMathThreads);
+        }
+#pragma unroll
+        for (u32 j = 0; j < kColumns / 8; ++j) {
+            float* const to = partial + (8 * j + column) * kPitch + row;
+            to[0] = sum[4 * j], to[kPitch] = sum[4 * j + 1], to[8] = sum[4 * j + 2], to[kPitch + 8] = sum[4 * j + 3];
+        }
+        named_barrier_sync(1, kMathThreads);
+        if constexpr (kSplitK > 1) {
+            if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
+            shared.partials_ready().wait_cluster(phase);
+        }
+        add_up_and_store<kSplitK, Config::kHasC, kColumns, Config::kRows, kPitch, kMathThreads, AllColumns, Out,
+                         kKGroups>(shared.partial(0), d, c, corner.column, corner.row, m, n, rank, thread);
+        if constexpr (kSplitK > 1) {
+            named_barrier_sync(1, kMathThreads);
+            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+        }
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
+        const u32 thread = threadIdx.x, warpgroup = __shfl_sync(0xffffffff, thread / 128, 0), lane = thread % 32;
+        const u32 rows = warpgroup % kRowGroups, group = warpgroup / kRowGroups;
+        const u32 row = rows * 64 + thread / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
+        const Walk walk(m, n, k);
+        const u32 blocks = ceil_div(k, kBlockK) - walk.k_begin * Layout::kUnitBlocks;
+        // Units are numbered through all tiles, and groups take turns: this one's next, and the tile's first.
+        u32 next = group, first = 0, stage = group, phase = 0, tile_phase = 0;
+        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+            float sum[kAccumulators];
+#pragma unroll
+            for (u32 i = 0; i < kAccumulators; ++i) sum[i] = 0;
+#pragma unroll 1
+            for (; next < first + walk.k_blocks; next += kKGroups) {
+                const u32 count = min(Layout::kUnitBlocks, blocks - (next - first) * Layout::kUnitBlocks);
+                shared.full(stage).wait(phase);
+                const Weights weights{shared.weights(stage) + row * 128 + column, lane / 4 * 16};
+#pragma unroll 1
+                for (u32 j = 0; j < count; ++j)
+                    multiply(sum, weights, j, shared.tokens(stage, j), shared.folds(stage, j) + row,
+                             shared.token_scales(stage, j) + column, shared.together(stage, j)[rows]);
+                __syncwarp();
+                if (lane == 0) shared.empty(stage).arrive();
+                stage += kKGroups;
+                if (stage >= kStages) stage -= kStages, phase ^= 1;
+            }
+            first += walk.k_blocks;
+            store(shared, sum, c, d, walk.corner(index), group, row, column, thread, kSplitK > 1 ? walk.rank : 0,
+                  tile_phase, m, n);
+        }
+    }
+};
+
+template <class Config>
+__global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kMathGroups * 128 + 32 +
+                                      Fp4SwappedLayout<Config>::kRowGroups * 32,
+                                  1)
+    sm90_fp8_fp4_gemm_swapped(const __grid_constant__ TensorMap weights_map,
+                              const __grid_constant__ TensorMap tokens_map, const float* scales_a,
+                              const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,
+                              typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales) {
+    using Gemm = Sm90Fp8Fp4GemmSwapped<Config>;
+    using Layout = typename Gemm::Layout;
+    extern __shared__ __align__(1024) u8 shared_memory[];
+    const typename Gemm::Shared shared{shared_memory};
+    const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    constexpr u32 kMathWarps = Layout::kMathGroups * 4;
+
+    if (warp == kMathWarps) {
+        const u32 lane = threadIdx.x % 32;
+        if (lane < Config::kStages) {
+            // The expected bytes, each warp of scales and its lanes' copies; the warps that read it.
+            shared.full(lane).init(1 + Layout::kRowGroups * 33);
+            shared.empty(lane).init(Layout::kRowGroups * 4);
+        }
+        if (lane == 0) {
+            if constexpr (Gemm::kSplitK > 1) {
+                shared.partials_ready().init(Gemm::kSplitK);
+                shared.partials_read().init(Gemm::kSplitK);
+            }
+            tma_prefetch_descriptor(weights_map);
+            tma_prefetch_descriptor(tokens_map);
+        }
+        fence_barrier_init();
+    }
+    if constexpr (Gemm::kSplitK > 1) {
+        cluster_sync_relaxed();
+    } else {
+        __syncthreads();
+    }
+    wait_for_predecessor();
+    release_successor();
+
+    if (warp >= kMathWarps) {
+        const Fp4SwappedFeed<Config> feed{shared, typename Gemm::Walk(m, n, k), m, n, ceil_div(k, kBlockK)};
+        if (warp > kMathWarps) {
+            feed.write_scales(scales_a, scales_b, row_scales, warp - kMathWarps - 1, threadIdx.x % 32);
+        } else if (elect_one()) {
+            feed.load_tiles(weights_map, tokens_map);
+        }
+    } else {
+        Gemm::compute(shared, c, d, m, n, k);
+    }
+    // Peers may still read from this CTA's shared memory.
+    if constexpr (Gemm::kSplitK > 1) cluster_sync();
+}

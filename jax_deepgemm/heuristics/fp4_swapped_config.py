@@ -1,0 +1,58 @@
+"""A tile configuration of the Hopper GEMM of few tokens with FP4 weights, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, UE8M0_BY_32, Scales
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
+
+UNIT_BLOCKS = 2  # of K in a stage: 128 bytes of a row of weights
+MAX_STAGES = 32
+MAX_WARPGROUPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Fp4SwappedConfig:
+    """Weights along wgmma's rows, tokens along its columns. A warpgroup multiplies 64 rows by every `k_groups`-th unit of K."""
+
+    rows: int  # of weights in a tile: a multiple of 64
+    columns: int  # tokens in a tile: a multiple of 8
+    k_groups: int = 1
+    split_k: int = 1  # CTAs of a cluster that split K
+    group: int = 8  # row tiles walked together, for L2
+
+    def __post_init__(self) -> None:
+        for name in ("split_k", "k_groups", "group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
+        if self.rows % 64 or not 0 < self.warpgroups <= MAX_WARPGROUPS:
+            raise ValueError(f"`rows` must be a multiple of 64, and 64 of them by `k_groups` at most 4, got {self}")
+        most = 64 if self.warpgroups > 2 else 128
+        if self.columns % 8 or not 0 < self.columns <= most:
+            raise ValueError(f"`columns` must be a multiple of 8 up to {most}, got {self}")
+        if self.split_k > 8:
+            raise ValueError(f"`split_k` must be at most 8, got {self.split_k}")
+
+    @property
+    def warpgroups(self) -> int:
+        return self.rows // 64 * self.k_groups
+
+    @property
+    def threads(self) -> int:
+        """Of the warpgroups, of one warp that loads, and of one for the scales of each 64 rows."""
+        return 128 * self.warpgroups + 32 + self.rows // 2
+
+    def stages(self, out_bytes: int, smem_bytes: int) -> int:
+        """For the scales that take most room."""
+        return self.layout(smem_bytes, FLOAT_BY_32)[0]
+
+    def layout(self, smem_bytes: int, scales: Scales) -> tuple[int, int]:
+        """Stages, and the shared memory that they take with all else."""
+        fold = {UE8M0_BY_32: 8, FLOAT_BY_32: 16}.get(scales, 4)
+        tiles = self.rows * BLOCK_K // 2 + self.columns * BLOCK_K
+        scale_bytes = self.rows * fold + self.columns * 4 + align(self.rows // 64 * 4, 16)
+        stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16
+        used = self.k_groups * self.columns * (self.rows + 4) * 4 + 16
+        stages = min(MAX_STAGES, (smem_bytes - used) // stage)
+        return stages, used + stages * stage
