@@ -32,7 +32,7 @@ struct RowFold<Ue8m0By32> {
         __device__ __forceinline__ float scale() const { return common; }
         __device__ __forceinline__ float scale(u32 i) const { return -ue8m0_value(exponents >> 8 * i & 255); }
         __device__ __forceinline__ Fp4Table table(u32 i) const {
-            return Fp4Table{}.times_power_of_two((exponents >> 8 * i & 255) + Ue8m0By32::kLowest);
+            return Fp4Table{}.times_power_of_two((exponents >> 8 * i & 255) + static_cast<u32>(Ue8m0By32::kLowest));
         }
     };
 

@@ -77,10 +77,36 @@ struct Fp4SwappedFeed {
         }
     }
 
+    __device__ __forceinline__ void write_unit(const float* scales_a, const RawUnit (&rows)[2], u32 stage, u32 phase,
+                                               u32 unit, u32 m0, u32 group, u32 lane) const {
+        const u32 items = blocks_of(unit) * Config::kColumns;
+        scales_a += static_cast<u64>(walk.k_begin + unit) * kUnitBlocks * m + m0;
+        Barrier& full = shared.full(stage);
+        shared.empty(stage).wait(phase ^ 1);
+#pragma unroll 1
+        for (u32 i = group * 32 + lane; i < items; i += kThreads) {
+            const u32 j = i / Config::kColumns, column = i % Config::kColumns;
+            if (m0 + column < m)
+                async_copy_4_bytes(shared.token_scales(stage, j) + column, scales_a + j * m + column);
+        }
+        full.arrive_after_async_copies();
+#pragma unroll
+        for (u32 j = 0; j < kUnitBlocks; ++j) {
+            const typename Rows::Row first(rows[0].blocks[j]), second(rows[1].blocks[j]);
+            const bool together = __all_sync(0xffffffff, first.fits && second.fits);
+            typename Layout::Fold* const to = shared.folds(stage, j) + group * 64 + lane;
+            to[0] = together ? first.together() : first.apart();
+            to[32] = together ? second.together() : second.apart();
+            if (lane == 0) shared.together(stage, j)[group] = together;
+        }
+        __syncwarp();
+        if (lane == 0) full.arrive();
+    }
+
     // Run by the warp of the rows `group`.
     __device__ __forceinline__ void write_scales(const float* scales_a, const Raw* scales_b, u32 row_scales, u32 group,
                                                  u32 lane) const {
-        const u32 thread = group * 32 + lane, of_tile = group * 64 + lane;
+        const u32 of_tile = group * 64 + lane;
         Pipeline pipe;
         Ahead ahead, now;
         if (walk.first < walk.order.count())
@@ -94,34 +120,14 @@ struct Fp4SwappedFeed {
                 const u32 next = last ? index + walk.step : index;
                 if (next < walk.order.count())
                     read(ahead, scales_b, row_scales, walk.corner(next).row + of_tile, last ? 0 : i + kUnits);
-                unrolled<kUnits>([&](auto u) {
-                    if (i + u.value >= walk.k_blocks) return;
-                    const u32 unit = walk.k_begin + i + u.value, count = blocks_of(i + u.value);
-                    shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                    Barrier& full = shared.full(pipe.stage);
-#pragma unroll 1
-                    for (u32 e = thread; e < count * Config::kColumns; e += kThreads) {
-                        const u32 j = e / Config::kColumns, column = e % Config::kColumns;
-                        if (m0 + column < m)
-                            async_copy_4_bytes(
-                                shared.token_scales(pipe.stage, j) + column,
-                                scales_a + static_cast<u64>(unit * kUnitBlocks + j) * m + m0 + column);
-                    }
-                    full.arrive_after_async_copies();
+                const u32 end = min(i + kUnits, walk.k_blocks);
+#pragma unroll 1  // the code is cold at launch
+                for (u32 unit = i; unit < end; ++unit, pipe.advance()) {
+                    write_unit(scales_a, now.units[0], pipe.stage, pipe.phase, unit, m0, group, lane);
 #pragma unroll
-                    for (u32 j = 0; j < kUnitBlocks; ++j) {
-                        const typename Rows::Row first(now.units[u.value][0].blocks[j]);
-                        const typename Rows::Row second(now.units[u.value][1].blocks[j]);
-                        const bool together = __all_sync(0xffffffff, first.fits && second.fits);
-                        typename Layout::Fold* const to = shared.folds(pipe.stage, j) + of_tile;
-                        to[0] = together ? first.together() : first.apart();
-                        to[32] = together ? second.together() : second.apart();
-                        if (lane == 0) shared.together(pipe.stage, j)[group] = together;
-                    }
-                    __syncwarp();
-                    if (lane == 0) full.arrive();
-                    pipe.advance();
-                });
+                    for (u32 u = 1; u < kUnits; ++u)
+                        now.units[u - 1][0] = now.units[u][0], now.units[u - 1][1] = now.units[u][1];
+                }
             }
         }
         async_copy_wait_all();
