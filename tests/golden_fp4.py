@@ -12,8 +12,8 @@ import numpy as np
 
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90_fp4
-from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.launch import Kernel, Launch
+from jax_deepgemm.ops.fp8_fp4_gemm import TileConfig
 from jax_deepgemm.ops.fp8_fp4_gemm_plan import plan, scale_kind, scale_row_bytes
 from jax_deepgemm.target import H100, Target
 from tests.cases import FP8_FP4, ODD_M, ODD_N, Gemm
@@ -22,6 +22,7 @@ from tests.golden import Aval
 
 FILE = pathlib.Path(__file__).parent / "golden" / "fp8_fp4_gemm_nt.json"
 CASES = (*FP8_FP4, *(Gemm(m, n, k) for m in ODD_M for n in ODD_N for k in (32, 416, 7168)))
+STAGES = {"stages": "kStages", "packed_stages": "kPackedStages"}
 
 
 def launch(
@@ -32,7 +33,7 @@ def launch(
     config: Config | None = None,
     use_ue8m0: bool = True,
     recipe: Any = BY_32,
-    tile: Fp4GemmConfig | None = None,
+    tile: TileConfig | None = None,
 ) -> Launch | None:
     """The plan of `fp8_fp4_gemm_nt` for a case."""
     m, n, k = case.m, case.n, case.k
@@ -54,10 +55,11 @@ def row(case: Gemm) -> dict[str, Any]:
     itemsize = np.dtype(case.out_dtype).itemsize
     config = sm90_fp4.fp8_fp4_gemm(case.m, case.n, case.k, kind, itemsize, H100.num_sms, H100.smem_bytes)
     planned = launch(case)
-    assert planned is not None and isinstance(config, Fp4GemmConfig)
+    assert planned is not None
     said = {f.name: v for f in dataclasses.fields(config) if (v := getattr(config, f.name)) != f.default}
-    stages = dict(planned.kernel.template)["kPackedStages"]
-    return said | {"packed_stages": stages, "grid": planned.grid[0], "shared_memory": planned.shared_memory}
+    template = dict(planned.kernel.template)
+    said |= {name: template[key] for name, key in STAGES.items() if key in template}
+    return {"kernel": planned.kernel.stem} | said | {"grid": planned.grid[0], "shared_memory": planned.shared_memory}
 
 
 def kernels() -> list[Kernel]:

@@ -11,6 +11,7 @@ import pytest
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90_fp4
 from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, FLOAT_BY_128, UE8M0_BY_32, Fp4GemmConfig
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, TensorMap
 from jax_deepgemm.ops import fp8_fp4_gemm_plan
 from jax_deepgemm.target import H100, Target
@@ -18,6 +19,8 @@ from tests import golden_fp4 as golden
 from tests.cases import EMPTY, FP8_FP4, Gemm
 from tests.fp4 import KINDS
 from tests.kernels import check_resources, compile_layouts
+
+SWAPPED = "sm90_fp8_fp4_gemm_swapped"
 
 EXTREMES = (
     Gemm(1, 8, 32),
@@ -43,8 +46,11 @@ def check(case: Gemm, launch: Launch, num_sms: int) -> None:
     """What holds for every launch; `Launch` itself has checked what the hardware takes of any kernel."""
     template = dict(launch.kernel.template)
     assert 0 < launch.shared_memory <= H100.smem_bytes, case
-    assert template["kStages"] >= 2 and template["kPackedStages"] >= 2, case
-    assert launch.block[0] == (template["kMathGroups"] + template["kFeedGroups"]) * 128, case
+    if launch.kernel.stem == SWAPPED:
+        assert template["kStages"] >= max(2, template["kKGroups"]), case
+    else:
+        assert template["kStages"] >= 2 and template["kPackedStages"] >= 2, case
+    assert launch.block[0] == threads(launch.kernel), case
     assert launch.grid[0] <= max(num_sms, launch.cluster[0]) and launch.grid[1:] == (1, 1), case
     assert launch.cluster[0] == template["kSplitK"], case
     used = [a.buffer for a in launch.arguments if isinstance(a, (Pointer, TensorMap))]
@@ -87,9 +93,9 @@ def test_problems_without_a_launch(case: Gemm) -> None:
 
 
 def test_a_given_configuration_is_taken() -> None:
-    config = Fp4GemmConfig(128, 16, swap=True, stage_blocks=2, feed_groups=2)
-    launch = golden.launch(FP8_FP4[1], tile=config)
-    assert launch is not None and dict(launch.kernel.template)["kRows"] == 128 and launch.cluster == (1, 1, 1)
+    for config in (Fp4GemmConfig(128, 64, stage_blocks=2), Fp4SwappedConfig(128, 24, 2)):
+        launch = golden.launch(FP8_FP4[1], tile=config)
+        assert launch is not None and dict(launch.kernel.template)["kRows"] == 128 and launch.cluster == (1, 1, 1)
 
 
 def test_other_gpus_have_no_launch() -> None:
@@ -99,13 +105,16 @@ def test_other_gpus_have_no_launch() -> None:
 def test_a_configuration_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must have room for two packed stages in 65536 bytes of shared memory, got"):
         fp8_fp4_gemm_plan.launch(Fp4GemmConfig(128, 128), 4096, 4096, 7168, UE8M0_BY_32, 2, 132, 65536)
+    with pytest.raises(ValueError, match="must have room for 4 stages in 65536 bytes of shared memory, got 0"):
+        fp8_fp4_gemm_plan.launch_swapped(Fp4SwappedConfig(64, 48, 4), 48, 4096, 7168, UE8M0_BY_32, 2, 132, 65536)
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"columns": 96}, "every feeding warp must have as many rows by 256 of K to decode at once"),
-        ({"swap": True, "stage_blocks": 3}, "every feeding warp must have"),
+        ({"stage_blocks": 3}, "every feeding warp must have"),
+        ({"swap": True}, "`swap` must be False: `Fp4SwappedConfig` is for few tokens"),
         ({"cluster_rows": 2}, "every CTA decodes its own weights: a cluster must split K"),
         ({"decoded_stages": 1}, "`decoded_stages` must be at least 2, got 1"),
         ({"feed_groups": 3}, "`feed_groups` must be 1 or 2, got 3"),
@@ -117,6 +126,22 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
         Fp4GemmConfig(**{"rows": 64, "columns": 64} | fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"rows": 96}, "`rows` must be a multiple of 64, and 64 of them by `k_groups` at most 4"),
+        ({"rows": 128, "k_groups": 3}, "`rows` must be a multiple of 64"),
+        ({"k_groups": 0}, "`k_groups` must be positive, got 0"),
+        ({"columns": 12}, "`columns` must be a multiple of 8 up to 128"),
+        ({"columns": 72, "k_groups": 4}, "`columns` must be a multiple of 8 up to 64"),
+        ({"split_k": 9}, "`split_k` must be at most 8, got 9"),
+    ],
+)
+def test_impossible_swapped_configurations_are_refused(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Fp4SwappedConfig(**{"rows": 64, "columns": 64} | fields)
+
+
 # --- against the kernel's source -----------------------------------------------------------------------------------
 
 
@@ -124,14 +149,24 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
     check_resources(golden.kernels(), threads_and_pool)
 
 
+def threads(kernel: Kernel) -> int:
+    template = dict(kernel.template)
+    if kernel.stem == SWAPPED:
+        rows, groups = int(template["kRows"]) // 64, int(template["kKGroups"])
+        return rows * groups * 128 + 32 + rows * 32
+    return 128 * (int(template["kMathGroups"]) + int(template["kFeedGroups"]))
+
+
 def threads_and_pool(kernel: Kernel) -> tuple[int, int]:
     template = dict(kernel.template)
+    if kernel.stem == SWAPPED:
+        return threads(kernel), 0
     math, feed = int(template["kMathGroups"]), int(template["kFeedGroups"])
     moves = (
         math == 2 and int(template["kColumns"]) // 2 * (int(template["kWaves"]) + int(template["kStageBlocks"])) > 64
     )
     pool = (216 * 256 + 72 * 128 if feed == 1 else 208 * 256 + 48 * 256) if moves else 0
-    return 128 * (math + feed), pool
+    return threads(kernel), pool
 
 
 def layouts() -> dict[Kernel, int]:
@@ -143,10 +178,14 @@ def layouts() -> dict[Kernel, int]:
         candidates = list(sm90_fp4.candidates(case.m, case.n, case.k, scales, H100.num_sms))
         for config in draw.sample(candidates, min(8, len(candidates))):
             out_bytes = draw.choice((2, 4))
-            if config.fp4_layout(out_bytes, H100.smem_bytes, scales).packed_stages >= 2:
-                sizes = case.m, -(-case.n // 8) * 8, case.k, scales, out_bytes, H100.num_sms, H100.smem_bytes
-                launch = fp8_fp4_gemm_plan.launch(config, *sizes, has_c=draw.random() < 0.5)
-                found[launch.kernel] = launch.shared_memory
+            sizes = case.m, -(-case.n // 8) * 8, case.k, scales, out_bytes, H100.num_sms, H100.smem_bytes
+            swapped = isinstance(config, Fp4SwappedConfig)
+            of_kind = fp8_fp4_gemm_plan.launch_swapped if swapped else fp8_fp4_gemm_plan.launch
+            try:
+                launch = of_kind(config, *sizes, has_c=draw.random() < 0.5)
+            except ValueError:  # it has no room
+                continue
+            found[launch.kernel] = launch.shared_memory
     return found
 
 
@@ -157,5 +196,7 @@ def test_shared_memory_is_what_the_kernel_lays_out() -> None:
 
 
 def end_of_layout(kernel: Kernel, config: str) -> str:
+    if kernel.stem == SWAPPED:
+        return f"Fp4SwappedLayout<{config}>::kBarriers + (2 * {config}::kStages + 2) * 8"
     barriers = f"2 * {config}::kStages + 2 + Fp4Layout<{config}>::kWarps * {config}::kPackedStages"
     return f"Fp4Layout<{config}>::kBarriers + ({barriers}) * 8"

@@ -199,7 +199,7 @@ BAD = {
     "config of another kernel": (
         lambda: fp8_fp4_gemm_nt(A, B, config=GemmConfig(128, 128)),
         TypeError,
-        "`config` must be a Fp4GemmConfig or None, got GemmConfig",
+        "`config` must be a Fp4GemmConfig or Fp4SwappedConfig or None, got GemmConfig",
     ),
     "out_dtype": (
         lambda: fp8_fp4_gemm_nt(A, B, out_dtype=jnp.float16),

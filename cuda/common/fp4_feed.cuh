@@ -24,9 +24,6 @@ struct Fp4Feed {
     static constexpr u32 kItems = kTasks * (kStageBlocks > 1 && kLanes == 1 ? kTaskBlocks : 1);
     static constexpr u32 kPieces = kStageBlocks == 1 && kLanes == 2 ? 2 : 4;  // of 32 of K in an item
 
-    static __device__ __forceinline__ u32 corner_m(Tile corner) { return Config::kSwap ? corner.column : corner.row; }
-    static __device__ __forceinline__ u32 corner_n(Tile corner) { return Config::kSwap ? corner.row : corner.column; }
-
     // A warp's task of a unit: its rows, counted in tasks, and its first block of K.
     struct Task {
         u32 rows, block;
@@ -47,7 +44,7 @@ struct Fp4Feed {
             index = tile, block = 0;
             if (!valid()) return;
             const Tile corner = walk.corner(index);
-            m0 = corner_m(corner), n0 = corner_n(corner);
+            m0 = corner.row, n0 = corner.column;
         }
 
         __device__ __forceinline__ void advance(u32 blocks) {

@@ -36,10 +36,8 @@ template <class Config>
 struct Fp4SharedMemory {
     using Layout = Fp4Layout<Config>;
     u8* base;
-    __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
-    __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
-    __device__ __forceinline__ u8* tokens(u32 block) const { return Config::kSwap ? columns(block) : rows(block); }
-    __device__ __forceinline__ u8* weights(u32 block) const { return Config::kSwap ? rows(block) : columns(block); }
+    __device__ __forceinline__ u8* tokens(u32 block) const { return base + block * Layout::kBlockBytes; }
+    __device__ __forceinline__ u8* weights(u32 block) const { return tokens(block) + Layout::kRowsBytes; }
     __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
     __device__ __forceinline__ u8* packed(u32 task) const {
         return base + Layout::kPacked + task * Layout::kTaskBytes;

@@ -30,6 +30,7 @@ struct Sm90Fp8Fp4Gemm {
     static constexpr u32 kAccumulators = kColumns / 2;
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
     static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "every CTA decodes its own weights");
+    static_assert(!Config::kSwap, "sm90_fp8_fp4_gemm_swapped.cuh is for that");
 
     // sum += scales x product. `row` is the thread's first in the tile. Without kScalesB, B's are left for the tile's end.
     template <bool kScalesB>
@@ -38,14 +39,11 @@ struct Sm90Fp8Fp4Gemm {
                                                    u32 column) {
         const float* const a = shared.scales_a(block);
         const float* const b = shared.scales_b(block) + set * Layout::kTileN;
-        const float* const rows = Config::kSwap ? b : a;
-        const float* const columns = Config::kSwap ? a : b;
-        float upper = 1, lower = 1;
-        if constexpr (kScalesB || !Config::kSwap) upper = rows[row], lower = rows[row + 8];
+        const float upper = a[row], lower = a[row + 8];
 #pragma unroll
         for (u32 j = 0; j < kColumns / 8; ++j) {
             float2 scale{1, 1};
-            if constexpr (kScalesB || Config::kSwap) scale = *reinterpret_cast<const float2*>(columns + 8 * j + column);
+            if constexpr (kScalesB) scale = *reinterpret_cast<const float2*>(b + 8 * j + column);
             sum[4 * j + 0] += upper * scale.x * product[4 * j + 0];
             sum[4 * j + 1] += upper * scale.y * product[4 * j + 1];
             sum[4 * j + 2] += lower * scale.x * product[4 * j + 2];
@@ -55,14 +53,12 @@ struct Sm90Fp8Fp4Gemm {
 
     // sum *= B's scales, which are the same in all of the tile's K.
     static __device__ __forceinline__ void scale_by_b(const Shared& shared, float (&sum)[kAccumulators], u32 block,
-                                                      u32 row, u32 column) {
+                                                      u32 column) {
         const float* const b = shared.scales_b(block);
 #pragma unroll
         for (u32 j = 0; j < kColumns / 8; ++j) {
-            const float2 even = Config::kSwap ? float2{b[row], b[row]}
-                                              : *reinterpret_cast<const float2*>(b + 8 * j + column);
-            const float2 odd = Config::kSwap ? float2{b[row + 8], b[row + 8]} : even;
-            sum[4 * j + 0] *= even.x, sum[4 * j + 1] *= even.y, sum[4 * j + 2] *= odd.x, sum[4 * j + 3] *= odd.y;
+            const float2 scale = *reinterpret_cast<const float2*>(b + 8 * j + column);
+            sum[4 * j + 0] *= scale.x, sum[4 * j + 1] *= scale.y, sum[4 * j + 2] *= scale.x, sum[4 * j + 3] *= scale.y;
         }
     }
 
@@ -104,8 +100,8 @@ struct Sm90Fp8Fp4Gemm {
         wgmma_fence();
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) {
-            const u64 rows = wgmma_descriptor(shared_address(shared.rows(block + j) + row * kBlockK));
-            const u64 columns = wgmma_descriptor(shared_address(shared.columns(block + j)));
+            const u64 rows = wgmma_descriptor(shared_address(shared.tokens(block + j) + row * kBlockK));
+            const u64 columns = wgmma_descriptor(shared_address(shared.weights(block + j)));
 #pragma unroll
             for (u32 i = 0; i < kBlockK / 32; ++i)
                 WgmmaE4m3<kColumns>::run(product[j], rows + 2 * i, columns + 2 * i, i > 0);
@@ -122,8 +118,8 @@ struct Sm90Fp8Fp4Gemm {
     // One block of K, 32 of it at a time, each with its scales.
     static __device__ __forceinline__ void step_by_32(const Shared& shared, float (&sum)[kAccumulators], u32 block,
                                                       u32 group, u32 row, Fragment at) {
-        const u64 rows = wgmma_descriptor(shared_address(shared.rows(block) + row * kBlockK));
-        const u64 columns = wgmma_descriptor(shared_address(shared.columns(block)));
+        const u64 rows = wgmma_descriptor(shared_address(shared.tokens(block) + row * kBlockK));
+        const u64 columns = wgmma_descriptor(shared_address(shared.weights(block)));
         wait_turn(group);
         pass_turn(group);
 #pragma unroll 1
@@ -181,7 +177,7 @@ struct Sm90Fp8Fp4Gemm {
                         }
                     }
                     if (late && i + count == walk.k_blocks)
-                        scale_by_b(shared, sum[w], first + count - 1, row + at.row, at.column);
+                        scale_by_b(shared, sum[w], first + count - 1, at.column);
                 }
                 release(shared, pipe.stage, lane);
             }

@@ -43,6 +43,8 @@ class Fp4GemmConfig(GemmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.swap:
+            raise ValueError(f"`swap` must be False: `Fp4SwappedConfig` is for few tokens, got {self}")
         if self.multicast > 1:
             raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
         if self.tile_scales and self.split_k > 1:
@@ -109,8 +111,7 @@ class Fp4GemmConfig(GemmConfig):
     def _epilogue(self, store: Store) -> int:
         if self.stores_by_tma:
             return self._staging(store)
-        pitch = self.tile_n + (4 if self.swap else 8)
-        return -(-self.tile_m * pitch * 4 // 1024) * 1024
+        return -(-self.tile_m * (self.tile_n + 8) * 4 // 1024) * 1024
 
 
 def _align(value: int) -> int:

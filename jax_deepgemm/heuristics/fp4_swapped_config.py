@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, UE8M0_BY_32, Scales
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
@@ -10,6 +11,13 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
 UNIT_BLOCKS = 2  # of K in a stage: 128 bytes of a row of weights
 MAX_STAGES = 32
 MAX_WARPGROUPS = 4
+
+
+class SwappedLayout(NamedTuple):
+    """How a configuration fills shared memory."""
+
+    stages: int
+    shared_memory: int  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +53,14 @@ class Fp4SwappedConfig:
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
         """For the scales that take most room."""
-        return self.layout(smem_bytes, FLOAT_BY_32)[0]
+        return self.layout(smem_bytes, FLOAT_BY_32).stages
 
-    def layout(self, smem_bytes: int, scales: Scales) -> tuple[int, int]:
-        """Stages, and the shared memory that they take with all else."""
+    def layout(self, smem_bytes: int, scales: Scales) -> SwappedLayout:
+        """The layout in a block of `smem_bytes`: what the partial tiles leave is stages."""
         fold = {UE8M0_BY_32: 8, FLOAT_BY_32: 16}.get(scales, 4)
         tiles = self.rows * BLOCK_K // 2 + self.columns * BLOCK_K
         scale_bytes = self.rows * fold + self.columns * 4 + align(self.rows // 64 * 4, 16)
         stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16
         used = self.k_groups * self.columns * (self.rows + 4) * 4 + 16
         stages = min(MAX_STAGES, (smem_bytes - used) // stage)
-        return stages, used + stages * stage
+        return SwappedLayout(stages, used + stages * stage)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+from jax_deepgemm.heuristics import sm90_fp4_swapped
 from jax_deepgemm.heuristics.fp4_config import UE8M0_BY_32, Fp4GemmConfig, Scales
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 
@@ -16,8 +18,6 @@ CLOCK_MHZ = 1700
 DECODE_CYCLES = 8  # a row by 128 of K, shared by the warps of a warpgroup
 FEED_CYCLES = 500  # between two stages
 STEP_CYCLES = 243  # from a stage's arrival to its products, once a stage
-STEP_SWAPPED_CYCLES = 1300  # where tiles are so small that it waits for the decoding
-BLOCK_SWAPPED_CYCLES = 170  # and for each 128 of K
 PROMOTE_CYCLES = 2.4  # a column, of a warpgroup's 64 rows: each element has scales of its own
 PROMOTE_LATE_CYCLES = 0.4  # where the weights' scales are left for the tile's end
 FEW_STAGES = 1.07  # with two decoded stages
@@ -32,46 +32,39 @@ SPLIT_STORE_US = 2.7  # ... for a tile of 128 x 128
 @functools.lru_cache(maxsize=4096)
 def fp8_fp4_gemm(
     m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int, smem_bytes: int
-) -> Fp4GemmConfig:
+) -> Fp4GemmConfig | Fp4SwappedConfig:
     """The configuration for D[m, n] = A[m, k] B[n, k]^T on `num_sms` processors with `smem_bytes` a block."""
     return ranked(m, n, k, scales, out_bytes, num_sms, smem_bytes)[0]
 
 
 def ranked(
     m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int, smem_bytes: int
-) -> list[Fp4GemmConfig]:
+) -> list[Fp4GemmConfig | Fp4SwappedConfig]:
     """All candidates for that problem, the cheapest first; never none."""
-    fitting = (
-        c
-        for c in candidates(m, n, k, scales, num_sms)
-        if c.fp4_layout(out_bytes, smem_bytes, scales).packed_stages >= 3
-    )
-    return sorted(fitting, key=lambda c: estimate_us(c, m, n, k, scales, out_bytes, num_sms))
+
+    def fits(c: Fp4GemmConfig | Fp4SwappedConfig) -> bool:
+        if isinstance(c, Fp4SwappedConfig):
+            return c.layout(smem_bytes, scales).stages >= max(3, c.k_groups)
+        return c.fp4_layout(out_bytes, smem_bytes, scales).packed_stages >= 3
+
+    def price(c: Fp4GemmConfig | Fp4SwappedConfig) -> float:
+        if isinstance(c, Fp4SwappedConfig):
+            return sm90_fp4_swapped.estimate_us(c, m, n, k, scales, out_bytes, num_sms)
+        return estimate_us(c, m, n, k, scales, out_bytes, num_sms)
+
+    return sorted(filter(fits, candidates(m, n, k, scales, num_sms)), key=price)
 
 
-def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator[Fp4GemmConfig]:
+def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator[Fp4GemmConfig | Fp4SwappedConfig]:
     """The configurations worth pricing for a problem."""
+    if m <= sm90_fp4_swapped.MAX_TOKENS:
+        yield from sm90_fp4_swapped.candidates(m, n, k, num_sms)
     blocks = ceil_div(k, BLOCK_K)
-    tokens = next((c for c in (8, 16, 32, 64) if c >= m), 0)
-
     def splits(tiles: int) -> Iterator[int]:
         for split in range(1, min(8, num_sms, max(1, blocks // 2)) + 1):
             if split == 1 or tiles <= resident_clusters(split, num_sms):
                 yield split
 
-    if tokens:
-        for rows, stage_blocks in ((64, 4), (64, 2), (128, 2)):
-            for split in splits(ceil_div(n, rows)):
-                for stages in (3, 2):
-                    yield Fp4GemmConfig(
-                        rows,
-                        tokens,
-                        swap=True,
-                        split_k=split,
-                        stage_blocks=stage_blocks,
-                        decoded_stages=stages,
-                        feed_groups=2 if rows * stage_blocks == 256 and (rows, tokens) != (64, 64) else 1,
-                    )
     for rows, columns in ((256, 128), (128, 128), (128, 64), (64, 128), (64, 64)):
         for split in splits(ceil_div(m, rows) * ceil_div(n, columns)):
             late = scales == UE8M0_BY_32 and split == 1
@@ -80,21 +73,18 @@ def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator
 
 def estimate_us(c: Fp4GemmConfig, m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int) -> float:
     """The model's time in microseconds."""
-    tiles = ceil_div(n if c.swap else m, c.rows) * ceil_div(m if c.swap else n, c.columns)
+    tiles = ceil_div(m, c.rows) * ceil_div(n, c.columns)
     waves = ceil_div(tiles, resident_clusters(c.cluster, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
     steps = ceil_div(blocks, c.stage_blocks)
     tensor = 2 * c.columns * c.rows / 64 * blocks
     promote = PROMOTE_LATE_CYCLES if c.tile_scales else PROMOTE_CYCLES
     math = c.waves * (2 + promote) * c.columns * blocks
-    if c.swap:
-        math += STEP_SWAPPED_CYCLES * steps + BLOCK_SWAPPED_CYCLES * blocks
-    else:
-        math += c.waves * STEP_CYCLES * steps
+    math += c.waves * STEP_CYCLES * steps
     decode = FEED_CYCLES * steps + DECODE_CYCLES * c.tile_n * blocks / c.feed_groups
     multiply = max(tensor, math, decode) / CLOCK_MHZ * (FEW_STAGES if c.decoded_stages == 2 else 1)
     area = c.rows * c.columns / (128 * 128)
-    store = TILE_US * (1 + c.rows / 64 * c.swap) + STORE_US * area
+    store = TILE_US + STORE_US * area
     if c.split_k > 1:
         store += SPLIT_US + SPLIT_STORE_US * area
     weights = n * (k // 2 + ceil_div(k, BLOCK_K) * scales.row_bytes)

@@ -100,6 +100,8 @@ def _quantise(x: jax.Array, gran_k: int, use_ue8m0: bool) -> list[jax.Array]:
 @functools.partial(jax.jit, static_argnames="gran_k")
 def dequantise_fp4(data: jax.Array, scale: jax.Array, gran_k: int) -> jax.Array:
     """float32 values of float4_e2m1fn data and its scales."""
+    # Without the barrier, XLA for GPUs takes a cast and its inverse in the same jit for nothing, and rounds nothing.
+    data = jax.lax.optimization_barrier(data)
     return data.astype(jnp.float32) * _spread(scale.astype(jnp.float32), (1, gran_k), data.shape)
 
 

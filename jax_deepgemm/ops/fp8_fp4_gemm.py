@@ -13,6 +13,7 @@ from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.folding import resize
@@ -24,7 +25,8 @@ from jax_deepgemm.primitive import make
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
 RECIPES: tuple[Recipe, ...] = (((1, 128), (1, 32)), ((1, 128), (1, 128)))  # the default first
-CONFIGS = (Fp4GemmConfig,)
+TileConfig = Fp4GemmConfig | Fp4SwappedConfig
+CONFIGS = (Fp4GemmConfig, Fp4SwappedConfig)
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -36,7 +38,7 @@ def fp8_fp4_gemm_nt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: Fp4GemmConfig | None = None,
+    config: TileConfig | None = None,
 ) -> jax.Array:
     """`A @ B.T (+ C)` of an FP8 and an FP4 matrix with block scales, accumulated in float32.
 
@@ -53,8 +55,8 @@ def fp8_fp4_gemm_nt(
     multiple of 16, a row of the result of 16 bytes. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and
     columns they belong to.
 
-    On Hopper `b` is read as it lies in memory, half the bytes of FP8, and decoded in shared memory, without rounding. K
-    that is no multiple of 32 runs by reference.
+    On Hopper `b` is read as it lies in memory, half the bytes of FP8, and decoded without rounding: in shared memory, or
+    with few tokens in registers. K that is no multiple of 32 runs by reference.
 
     Under jit over several devices, operands sharded over M or N stay where they are, and K sharded on borders of 512
     becomes a sum of float32 partial results; sharded otherwise, it is gathered.
@@ -79,7 +81,7 @@ def fp8_fp4_gemm_nn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: Fp4GemmConfig | None = None,
+    config: TileConfig | None = None,
 ) -> jax.Array:
     """`A @ B (+ C)`: `fp8_fp4_gemm_nt` of a B whose N is contiguous.
 
@@ -99,7 +101,7 @@ def fp8_fp4_gemm_tn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: Fp4GemmConfig | None = None,
+    config: TileConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B (+ C)`: `fp8_fp4_gemm_nt` of an A whose M and a B whose N are contiguous.
 
@@ -119,7 +121,7 @@ def fp8_fp4_gemm_tt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: Fp4GemmConfig | None = None,
+    config: TileConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B.T (+ C)`: `fp8_fp4_gemm_nt` of an A whose M is contiguous.
 
@@ -139,7 +141,7 @@ def _gemm(
     c: jax.Array | None,
     out_dtype: DTypeLike,
     recipe: Recipe | None,
-    config: Fp4GemmConfig | None,
+    config: TileConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
     recipe = RECIPES[0] if recipe is None else recipe
@@ -202,7 +204,7 @@ def _aligned_rows(scale: jax.Array, k: int, recipe: Recipe) -> jax.Array:
 
 
 def _abstract_eval(
-    avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe, config: Fp4GemmConfig | None
+    avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe, config: TileConfig | None
 ) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((avals[0].shape[0], avals[2].shape[0]), out_dtype)]
 
@@ -215,7 +217,7 @@ def _reference(
     *c: jax.Array,
     out_dtype: jnp.dtype,
     recipe: Recipe,
-    config: Fp4GemmConfig | None,
+    config: TileConfig | None,
 ) -> list[jax.Array]:
     gran_k = recipe[1][1]
     if b_scale.dtype == jnp.uint8:

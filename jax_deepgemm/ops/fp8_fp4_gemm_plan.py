@@ -38,12 +38,13 @@ def plan(
     if problem is None:
         return None
     chosen = params.get("config") or sm90_fp4.fp8_fp4_gemm(*problem)
-    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+    of_kind = launch_swapped if isinstance(chosen, Fp4SwappedConfig) else launch
+    return of_kind(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
 
 
 def ranked(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
-) -> list[Fp4GemmConfig]:
+) -> list[Fp4GemmConfig | Fp4SwappedConfig]:
     """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
     problem = _problem(avals, out_avals, params, target, config)
     return [] if problem is None else sm90_fp4.ranked(*problem)
