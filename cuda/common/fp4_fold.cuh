@@ -2,7 +2,7 @@
 // and what is left for the promotion.
 //
 // `RowFold<Scales>`: `Fold`, of a row and a block of 128 of K in shared memory, with one scale (`together`) or one for each 32
-// (`apart`). kUnits: units of 256 of K whose scales a lane reads at once.
+// (`apart`). kAhead: units of 256 of K that scales are copied from memory ahead of their use.
 //
 // All scales are negative, since `decode_negated` decodes so.
 #pragma once
@@ -20,7 +20,7 @@ struct RowFold;
 
 template <>
 struct RowFold<Ue8m0By32> {
-    static constexpr u32 kUnits = 4;
+    static constexpr u32 kAhead = 8;
     static constexpr int kSpread = Ue8m0By32::kHighest - Ue8m0By32::kLowest;
 
     // Together: the exponents less the least that fits beside the largest, and the scale that goes with it. Apart: the
@@ -59,7 +59,7 @@ struct RowFold<Ue8m0By32> {
 
 template <>
 struct RowFold<FloatBy32> {
-    static constexpr u32 kUnits = 1;
+    static constexpr u32 kAhead = 4;
 
     struct alignas(16) Fold {
         float scales[4];
@@ -82,7 +82,7 @@ struct RowFold<FloatBy32> {
 
 template <>
 struct RowFold<FloatBy128> {
-    static constexpr u32 kUnits = 4;
+    static constexpr u32 kAhead = 8;
 
     struct Fold {
         float common;

@@ -13,10 +13,10 @@ struct Fp4SwappedFeed {
     using Pipeline = ::Pipeline<Config::kStages>;
     using Raw = typename Config::Scales::Raw;
     using Rows = RowFold<typename Config::Scales>;
-    static constexpr u32 kUnits = Rows::kUnits, kUnitBlocks = Layout::kUnitBlocks;
+    static constexpr u32 kUnitBlocks = Layout::kUnitBlocks;
     static constexpr u32 kThreads = Layout::kRowGroups * 32;
 
-    // Of a row's unit. Rows begin at multiples of 16 bytes, and where a block is 4 bytes, they are padded to that.
+    // The scales of a row's unit.
     struct alignas(sizeof(Raw) == 4 ? 8 : 16) RawUnit {
         Raw blocks[kUnitBlocks];
     };
@@ -53,81 +53,98 @@ struct Fp4SwappedFeed {
         }
     }
 
-    // A lane's two rows of 64, some units ahead.
-    struct Ahead {
-        RawUnit units[kUnits][2];
+    // A lane's two rows of 64: where their scales are copied from next, some units ahead of those that are folded.
+    struct Copies {
+        const Fp4SwappedFeed& feed;
+        const Raw* scales;
+        u32 row_scales, of_tile;  // Raw of a row; the lane's first row in the tile
+        u8* to;                   // the lane's place in slot 0
+        u32 index, unit = 0, slot = 0;
+        const Raw* from[2];
+
+        __device__ __forceinline__ Copies(const Fp4SwappedFeed& feed, const Raw* scales, u32 row_scales, u32 group,
+                                          u32 lane)
+            : feed(feed), scales(scales), row_scales(row_scales), of_tile(group * 64 + lane),
+              to(feed.shared.raw(group, 0) + lane * Layout::kRawRowBytes), index(feed.walk.first) {
+            start_tile();
+        }
+
+        __device__ __forceinline__ void start_tile() {
+            if (index >= feed.walk.order.count()) return;
+            const u32 row = feed.walk.corner(index).row + of_tile;
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half)
+                from[half] = scales + static_cast<u64>(min(row + 32 * half, feed.n - 1)) * row_scales +
+                             feed.walk.k_begin * kUnitBlocks;
+        }
+
+        // One group of copies, which is empty behind the last unit.
+        __device__ __forceinline__ void copy_next() {
+            if (index < feed.walk.order.count()) {
+                u8* const at = to + slot * Layout::kRawBytes;
+#pragma unroll
+                for (u32 half = 0; half < 2; ++half) {
+                    u8* const row = at + half * 32 * Layout::kRawRowBytes;
+                    if constexpr (sizeof(Raw) == 4) {  // rows are padded to 16 bytes
+                        async_copy_of_line<8>(row, from[half]);
+                    } else {
+                        async_copy_of_line<16>(row, from[half]);
+                        if (feed.blocks_of(unit) > 1) async_copy_of_line<16>(row + 16, from[half] + 1);
+                    }
+                    from[half] += kUnitBlocks;
+                }
+                if (++unit == feed.walk.k_blocks) unit = 0, index += feed.walk.step, start_tile();
+            }
+            async_copy_commit();
+            if (++slot == Layout::kAhead) slot = 0;
+        }
     };
 
-    // `rows`: the lane's first row.
-    __device__ __forceinline__ void read(Ahead& ahead, const Raw* scales, u32 row_scales, u32 row, u32 unit) const {
-#pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            const Raw* const from = scales + static_cast<u64>(min(row + 32 * half, n - 1)) * row_scales +
-                                    (walk.k_begin + unit) * kUnitBlocks;
-#pragma unroll
-            for (u32 u = 0; u < kUnits; ++u) {
-                if (unit + u >= walk.k_blocks) continue;
-                if constexpr (sizeof(Raw) == 4) {
-                    ahead.units[u][half] = *reinterpret_cast<const RawUnit*>(from + u * kUnitBlocks);
-                } else {
-                    ahead.units[u][half].blocks[0] = from[u * kUnitBlocks];
-                    if (blocks_of(unit + u) > 1) ahead.units[u][half].blocks[1] = from[u * kUnitBlocks + 1];
-                }
-            }
-        }
-    }
-
-    __device__ __forceinline__ void write_unit(const float* scales_a, const RawUnit (&rows)[2], u32 stage, u32 phase,
-                                               u32 unit, u32 m0, u32 group, u32 lane) const {
+    // The tokens' scales of a unit, by all lanes of all warps.
+    __device__ __forceinline__ void copy_token_scales(const float* scales_a, u32 stage, u32 unit, u32 m0,
+                                                      u32 thread) const {
         const u32 items = blocks_of(unit) * Config::kColumns;
         scales_a += static_cast<u64>(walk.k_begin + unit) * kUnitBlocks * m + m0;
-        Barrier& full = shared.full(stage);
-        shared.empty(stage).wait(phase ^ 1);
 #pragma unroll 1
-        for (u32 i = group * 32 + lane; i < items; i += kThreads) {
+        for (u32 i = thread; i < items; i += kThreads) {
             const u32 j = i / Config::kColumns, column = i % Config::kColumns;
             if (m0 + column < m)
                 async_copy_4_bytes(shared.token_scales(stage, j) + column, scales_a + j * m + column);
         }
-        full.arrive_after_async_copies();
-#pragma unroll
-        for (u32 j = 0; j < kUnitBlocks; ++j) {
-            const typename Rows::Row first(rows[0].blocks[j]), second(rows[1].blocks[j]);
-            const bool together = __all_sync(0xffffffff, first.fits && second.fits);
-            typename Layout::Fold* const to = shared.folds(stage, j) + group * 64 + lane;
-            to[0] = together ? first.together() : first.apart();
-            to[32] = together ? second.together() : second.apart();
-            if (lane == 0) shared.together(stage, j)[group] = together;
-        }
-        __syncwarp();
-        if (lane == 0) full.arrive();
     }
 
     // Run by the warp of the rows `group`.
     __device__ __forceinline__ void write_scales(const float* scales_a, const Raw* scales_b, u32 row_scales, u32 group,
                                                  u32 lane) const {
-        const u32 of_tile = group * 64 + lane;
+        if (walk.k_blocks == 0) return;
+        Copies copies(*this, scales_b, row_scales, group, lane);
+#pragma unroll 1
+        for (u32 i = 0; i < Layout::kAhead; ++i) copies.copy_next();
         Pipeline pipe;
-        Ahead ahead, now;
-        if (walk.first < walk.order.count())
-            read(ahead, scales_b, row_scales, walk.corner(walk.first).row + of_tile, 0);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const u32 m0 = walk.corner(index).column;
 #pragma unroll 1
-            for (u32 i = 0; i < walk.k_blocks; i += kUnits) {
-                now = ahead;
-                const bool last = i + kUnits >= walk.k_blocks;
-                const u32 next = last ? index + walk.step : index;
-                if (next < walk.order.count())
-                    read(ahead, scales_b, row_scales, walk.corner(next).row + of_tile, last ? 0 : i + kUnits);
-                const u32 end = min(i + kUnits, walk.k_blocks);
-#pragma unroll 1  // the code is cold at launch
-                for (u32 unit = i; unit < end; ++unit, pipe.advance()) {
-                    write_unit(scales_a, now.units[0], pipe.stage, pipe.phase, unit, m0, group, lane);
+            for (u32 unit = 0; unit < walk.k_blocks; ++unit, pipe.advance()) {
+                Barrier& full = shared.full(pipe.stage);
+                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
+                copy_token_scales(scales_a, pipe.stage, unit, m0, group * 32 + lane);
+                full.arrive_after_async_copies();
+                async_copy_wait<Layout::kAhead - 1>();
+                const u8* const raw = copies.to + copies.slot * Layout::kRawBytes;  // the next to be written to
+                const RawUnit upper = *reinterpret_cast<const RawUnit*>(raw);
+                const RawUnit lower = *reinterpret_cast<const RawUnit*>(raw + 32 * Layout::kRawRowBytes);
 #pragma unroll
-                    for (u32 u = 1; u < kUnits; ++u)
-                        now.units[u - 1][0] = now.units[u][0], now.units[u - 1][1] = now.units[u][1];
+                for (u32 j = 0; j < kUnitBlocks; ++j) {
+                    const typename Rows::Row first(upper.blocks[j]), second(lower.blocks[j]);
+                    const bool together = __all_sync(0xffffffff, first.fits && second.fits);
+                    typename Layout::Fold* const to = shared.folds(pipe.stage, j) + group * 64 + lane;
+                    to[0] = together ? first.together() : first.apart();
+                    to[32] = together ? second.together() : second.apart();
+                    if (lane == 0) shared.together(pipe.stage, j)[group] = together;
                 }
+                __syncwarp();
+                if (lane == 0) full.arrive();
+                copies.copy_next();
             }
         }
         async_copy_wait_all();

@@ -71,6 +71,21 @@ __device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
+// kBytes: 8 or 16. L2 fetches the whole line of 128 bytes.
+template <u32 kBytes>
+__device__ __forceinline__ void async_copy_of_line(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void async_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most kPending of this thread's groups of copies are under way.
+template <u32 kPending>
+__device__ __forceinline__ void async_copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 __device__ __forceinline__ void async_copy_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Where TMA puts byte `offset` of a box whose rows are kRowBytes (32, 64 or 128) and whose swizzle is as wide.

@@ -25,8 +25,12 @@ struct Sm90Fp8Fp4GemmSwapped {
     using Out = typename Config::Out;
     static constexpr u32 kRowGroups = Layout::kRowGroups, kKGroups = Config::kKGroups, kColumns = Config::kColumns;
     static constexpr u32 kSplitK = Config::kSplitK, kStages = Config::kStages;
-    static constexpr u32 kMathThreads = Layout::kMathGroups * 128;
     static constexpr u32 kAccumulators = kColumns / 2;
+    static constexpr u32 kMathThreads = Layout::kMathGroups * 128;
+    // Registers are handed out to four warps at once.
+    static constexpr u32 kRegisters = 65536 / align_up(Layout::kThreads, 128);
+    static constexpr bool kPairs = 2 * kAccumulators + 64 <= kRegisters;
+    static constexpr bool kTwoProducts = 3 * kAccumulators + 72 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
     static_assert(kStages >= kKGroups, "each group has a stage of its own");
 
@@ -56,40 +60,83 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
     };
 
-    static __device__ __forceinline__ void multiply(float (&sum)[kAccumulators], const Weights& weights, u32 block,
-                                                    const u8* tokens, const Fold* folds, const float* token_scales,
-                                                    bool together) {
-        const u64 columns = wgmma_descriptor(shared_address(tokens));
+    // What a thread reads of a block in shared memory besides weights.
+    struct Block {
+        u64 tokens;
+        const Fold* folds;
+        const float* token_scales;
+
+        __device__ __forceinline__ Block(const Shared& shared, u32 stage, u32 block, u32 row, u32 column)
+            : tokens(wgmma_descriptor(shared_address(shared.tokens(stage, block)))),
+              folds(shared.folds(stage, block) + row), token_scales(shared.token_scales(stage, block) + column) {}
+    };
+
+    using Fragments = u32[kBlockK / 32][4];
+
+    static __device__ __forceinline__ void decode(Fragments& a, const Weights& weights, u32 block, const Fold& upper,
+                                                  const Fold& lower) {
+#pragma unroll
+        for (u32 i = 0; i < kBlockK / 32; ++i) weights.decode(a[i], block * 4 + i, upper.table(i), lower.table(i));
+    }
+
+    static __device__ __forceinline__ void issue(float (&product)[kAccumulators], const Fragments& a, u64 tokens) {
+        wgmma_pin(product);
+        wgmma_fence();
+        WgmmaE4m3Rs<kColumns>::template run<false>(product, a[0], tokens);
+#pragma unroll
+        for (u32 i = 1; i < kBlockK / 32; ++i)
+            WgmmaE4m3Rs<kColumns>::template run<true>(product, a[i], tokens + 2 * i);
+        wgmma_commit();
+    }
+
+    // Both blocks of a unit: the second is decoded while the first is multiplied.
+    static __device__ __forceinline__ void multiply_pair(float (&sum)[kAccumulators], const Weights& weights,
+                                                         const Block& first, const Block& second) {
+        float product[kTwoProducts ? 2 : 1][kAccumulators];
+        Fragments a[2];
+        const Fold upper = first.folds[0], lower = first.folds[8];
+        decode(a[0], weights, 0, upper, lower);
+        issue(product[0], a[0], first.tokens);
+        const Fold upper2 = second.folds[0], lower2 = second.folds[8];
+        decode(a[1], weights, 1, upper2, lower2);
+        if constexpr (kTwoProducts) {
+            issue(product[1], a[1], second.tokens);
+            wgmma_wait<1>();
+        } else {
+            wgmma_wait<0>();
+        }
+        wgmma_pin(product[0]);
+        promote(sum, product[0], first.token_scales, upper.scale(), lower.scale());
+        if constexpr (!kTwoProducts) issue(product[0], a[1], second.tokens);
+        wgmma_wait<0>();
+        wgmma_pin(product[kTwoProducts]);
+        promote(sum, product[kTwoProducts], second.token_scales, upper2.scale(), lower2.scale());
+    }
+
+    static __device__ __forceinline__ void multiply(float (&sum)[kAccumulators], const Weights& weights, u32 number,
+                                                    const Block& block, bool together) {
         float product[kAccumulators];
         if (together) {
-            const Fold upper = folds[0], lower = folds[8];
-            u32 a[kBlockK / 32][4];
-#pragma unroll
-            for (u32 i = 0; i < kBlockK / 32; ++i)
-                weights.decode(a[i], block * 4 + i, upper.table(i), lower.table(i));
+            const Fold upper = block.folds[0], lower = block.folds[8];
+            Fragments a;
+            decode(a, weights, number, upper, lower);
+            issue(product, a, block.tokens);
+            wgmma_wait<0>();
+            wgmma_pin(product);
+            promote(sum, product, block.token_scales, upper.scale(), lower.scale());
+            return;
+        }
+#pragma unroll 1
+        for (u32 i = 0; i < kBlockK / 32; ++i) {  // each 32 of K with its own scales
+            u32 a[4];
+            weights.decode(a, number * 4 + i, {}, {});
             wgmma_pin(product);
             wgmma_fence();
-            WgmmaE4m3Rs<kColumns>::template run<false>(product, a[0], columns);
-#pragma unroll
-            for (u32 i = 1; i < kBlockK / 32; ++i)
-                WgmmaE4m3Rs<kColumns>::template run<true>(product, a[i], columns + 2 * i);
+            WgmmaE4m3Rs<kColumns>::template run<false>(product, a, block.tokens + 2 * i);
             wgmma_commit();
             wgmma_wait<0>();
             wgmma_pin(product);
-            promote(sum, product, token_scales, upper.scale(), lower.scale());
-        } else {
-#pragma unroll 1
-            for (u32 i = 0; i < kBlockK / 32; ++i) {
-                u32 a[4];
-                weights.decode(a, block * 4 + i, {}, {});
-                wgmma_pin(product);
-                wgmma_fence();
-                WgmmaE4m3Rs<kColumns>::template run<false>(product, a, columns + 2 * i);
-                wgmma_commit();
-                wgmma_wait<0>();
-                wgmma_pin(product);
-                promote(sum, product, token_scales, folds[0].scale(i), folds[8].scale(i));
-            }
+            promote(sum, product, block.token_scales, block.folds[0].scale(i), block.folds[8].scale(i));
         }
     }
 
@@ -139,10 +186,13 @@ struct Sm90Fp8Fp4GemmSwapped {
                 const u32 count = min(Layout::kUnitBlocks, blocks - (next - first) * Layout::kUnitBlocks);
                 shared.full(stage).wait(phase);
                 const Weights weights{shared.weights(stage) + row * 128 + column, lane / 4 * 16};
+                if (kPairs && count == 2 && shared.together(stage, 0)[rows] && shared.together(stage, 1)[rows]) {
+                    multiply_pair(sum, weights, Block(shared, stage, 0, row, column), Block(shared, stage, 1, row, column));
+                } else {
 #pragma unroll 1
-                for (u32 j = 0; j < count; ++j)
-                    multiply(sum, weights, j, shared.tokens(stage, j), shared.folds(stage, j) + row,
-                             shared.token_scales(stage, j) + column, shared.together(stage, j)[rows]);
+                    for (u32 j = 0; j < count; ++j)
+                        multiply(sum, weights, j, Block(shared, stage, j, row, column), shared.together(stage, j)[rows]);
+                }
                 __syncwarp();
                 if (lane == 0) shared.empty(stage).arrive();
                 stage += kKGroups;
@@ -156,9 +206,7 @@ struct Sm90Fp8Fp4GemmSwapped {
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kMathGroups * 128 + 32 +
-                                      Fp4SwappedLayout<Config>::kRowGroups * 32,
-                                  1)
+__global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
     sm90_fp8_fp4_gemm_swapped(const __grid_constant__ TensorMap weights_map,
                               const __grid_constant__ TensorMap tokens_map, const float* scales_a,
                               const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,

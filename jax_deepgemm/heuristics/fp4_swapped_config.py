@@ -58,9 +58,10 @@ class Fp4SwappedConfig:
     def layout(self, smem_bytes: int, scales: Scales) -> SwappedLayout:
         """The layout in a block of `smem_bytes`: what the partial tiles leave is stages."""
         fold = {UE8M0_BY_32: 8, FLOAT_BY_32: 16}.get(scales, 4)
+        ahead = (4 if scales == FLOAT_BY_32 else 8) * UNIT_BLOCKS * scales.row_bytes
         tiles = self.rows * BLOCK_K // 2 + self.columns * BLOCK_K
         scale_bytes = self.rows * fold + self.columns * 4 + align(self.rows // 64 * 4, 16)
         stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16
-        used = self.k_groups * self.columns * (self.rows + 4) * 4 + 16
+        used = self.k_groups * self.columns * (self.rows + 4) * 4 + self.rows * ahead + 16
         stages = min(MAX_STAGES, (smem_bytes - used) // stage)
         return SwappedLayout(stages, used + stages * stage)
