@@ -32,22 +32,26 @@ struct Sm90Fp8Fp4Gemm {
     static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "every CTA decodes its own weights");
     static_assert(!Config::kSwap, "sm90_fp8_fp4_gemm_swapped.cuh is for that");
 
-    // sum += scales x product. `row` is the thread's first in the tile. Without kScalesB, B's are left for the tile's end.
+    // A's scales of the thread's two rows. Read before products are issued: reads behind these wait for theirs.
+    static __device__ __forceinline__ float2 row_scales(const Shared& shared, u32 block, u32 row) {
+        const float* const a = shared.scales_a(block);
+        return {a[row], a[row + 8]};
+    }
+
+    // sum += scales x product. Without kScalesB, B's are left for the tile's end.
     template <bool kScalesB>
     static __device__ __forceinline__ void promote(const Shared& shared, float (&sum)[kAccumulators],
-                                                   const float (&product)[kAccumulators], u32 block, u32 set, u32 row,
-                                                   u32 column) {
-        const float* const a = shared.scales_a(block);
+                                                   const float (&product)[kAccumulators], u32 block, u32 set,
+                                                   float2 rows, u32 column) {
         const float* const b = shared.scales_b(block) + set * Layout::kTileN;
-        const float upper = a[row], lower = a[row + 8];
 #pragma unroll
         for (u32 j = 0; j < kColumns / 8; ++j) {
             float2 scale{1, 1};
             if constexpr (kScalesB) scale = *reinterpret_cast<const float2*>(b + 8 * j + column);
-            sum[4 * j + 0] += upper * scale.x * product[4 * j + 0];
-            sum[4 * j + 1] += upper * scale.y * product[4 * j + 1];
-            sum[4 * j + 2] += lower * scale.x * product[4 * j + 2];
-            sum[4 * j + 3] += lower * scale.y * product[4 * j + 3];
+            sum[4 * j + 0] += rows.x * scale.x * product[4 * j + 0];
+            sum[4 * j + 1] += rows.x * scale.y * product[4 * j + 1];
+            sum[4 * j + 2] += rows.y * scale.x * product[4 * j + 2];
+            sum[4 * j + 3] += rows.y * scale.y * product[4 * j + 3];
         }
     }
 
@@ -94,32 +98,36 @@ struct Sm90Fp8Fp4Gemm {
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
                                                 u32 row, Fragment at) {
         float product[kCount][kAccumulators];
+        float2 rows[kCount];
+#pragma unroll
+        for (u32 j = 0; j < kCount; ++j) rows[j] = row_scales(shared, block + j, row + at.row);
         wait_turn(group);
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
         wgmma_fence();
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) {
-            const u64 rows = wgmma_descriptor(shared_address(shared.tokens(block + j) + row * kBlockK));
-            const u64 columns = wgmma_descriptor(shared_address(shared.weights(block + j)));
+            const u64 tokens = wgmma_descriptor(shared_address(shared.tokens(block + j) + row * kBlockK));
+            const u64 weights = wgmma_descriptor(shared_address(shared.weights(block + j)));
 #pragma unroll
             for (u32 i = 0; i < kBlockK / 32; ++i)
-                WgmmaE4m3<kColumns>::run(product[j], rows + 2 * i, columns + 2 * i, i > 0);
+                WgmmaE4m3<kColumns>::run(product[j], tokens + 2 * i, weights + 2 * i, i > 0);
             wgmma_commit();
         }
         pass_turn(group);
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
-            promote<kScalesB>(shared, sum, product[j.value], block + j.value, 0, row + at.row, at.column);
+            promote<kScalesB>(shared, sum, product[j.value], block + j.value, 0, rows[j.value], at.column);
         });
     }
 
     // One block of K, 32 of it at a time, each with its scales.
     static __device__ __forceinline__ void step_by_32(const Shared& shared, float (&sum)[kAccumulators], u32 block,
                                                       u32 group, u32 row, Fragment at) {
-        const u64 rows = wgmma_descriptor(shared_address(shared.tokens(block) + row * kBlockK));
-        const u64 columns = wgmma_descriptor(shared_address(shared.weights(block)));
+        const u64 tokens = wgmma_descriptor(shared_address(shared.tokens(block) + row * kBlockK));
+        const u64 weights = wgmma_descriptor(shared_address(shared.weights(block)));
+        const float2 rows = row_scales(shared, block, row + at.row);
         wait_turn(group);
         pass_turn(group);
 #pragma unroll 1
@@ -127,11 +135,11 @@ struct Sm90Fp8Fp4Gemm {
             float product[kAccumulators];
             wgmma_pin(product);
             wgmma_fence();
-            WgmmaE4m3<kColumns>::run(product, rows + 2 * i, columns + 2 * i, false);
+            WgmmaE4m3<kColumns>::run(product, tokens + 2 * i, weights + 2 * i, false);
             wgmma_commit();
             wgmma_wait<0>();
             wgmma_pin(product);
-            promote<true>(shared, sum, product, block, i, row + at.row, at.column);
+            promote<true>(shared, sum, product, block, i, rows, at.column);
         }
     }
 

@@ -29,16 +29,25 @@ struct Sm90Fp8Fp4GemmSwapped {
     static constexpr u32 kMathThreads = Layout::kMathGroups * 128;
     // Registers are handed out to four warps at once.
     static constexpr u32 kRegisters = 65536 / align_up(Layout::kThreads, 128);
-    static constexpr bool kPairs = 2 * kAccumulators + 64 <= kRegisters;
-    static constexpr bool kTwoProducts = 3 * kAccumulators + 72 <= kRegisters;
+    static constexpr bool kPairs = 2 * kAccumulators + 80 <= kRegisters;
+    static constexpr bool kTwoProducts = 3 * kAccumulators + 80 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
     static_assert(kStages >= kKGroups, "each group has a stage of its own");
 
+    struct TokenScales {
+        float2 of[kColumns / 8];
+
+        __device__ __forceinline__ explicit TokenScales(const float* from) {
+#pragma unroll
+            for (u32 j = 0; j < kColumns / 8; ++j) of[j] = *reinterpret_cast<const float2*>(from + 8 * j);
+        }
+    };
+
     static __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
-                                                   const float* token_scales, float upper, float lower) {
+                                                   const TokenScales& scales, float upper, float lower) {
 #pragma unroll
         for (u32 j = 0; j < kColumns / 8; ++j) {
-            const float2 scale = *reinterpret_cast<const float2*>(token_scales + 8 * j);
+            const float2 scale = scales.of[j];
             sum[4 * j + 0] += upper * scale.x * product[4 * j + 0];
             sum[4 * j + 1] += upper * scale.y * product[4 * j + 1];
             sum[4 * j + 2] += lower * scale.x * product[4 * j + 2];
@@ -51,14 +60,18 @@ struct Sm90Fp8Fp4GemmSwapped {
         const u8* from;
         u32 swizzle;
 
-        // The fragment of the unit's 32 of K number `i`.
-        __device__ __forceinline__ void decode(u32 (&a)[4], u32 i, Fp4Table upper, Fp4Table lower) const {
+        // The packed fragment of the unit's 32 of K number `i`.
+        __device__ __forceinline__ void read(u32 (&codes)[4], u32 i) const {
             const u8* const at = from + (i * 16 ^ swizzle);
-            const auto codes = [&](u32 offset) -> u32 { return *reinterpret_cast<const u16*>(at + offset); };
-            a[0] = decode_negated(codes(0), upper), a[1] = decode_negated(codes(8 * 128), lower);
-            a[2] = decode_negated(codes(8), upper), a[3] = decode_negated(codes(8 * 128 + 8), lower);
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) codes[e] = *reinterpret_cast<const u16*>(at + e / 2 * 8 + e % 2 * 8 * 128);
         }
     };
+
+    static __device__ __forceinline__ void decode(u32 (&a)[4], const u32 (&codes)[4], Fp4Table upper, Fp4Table lower) {
+        a[0] = decode_negated(codes[0], upper), a[1] = decode_negated(codes[1], lower);
+        a[2] = decode_negated(codes[2], upper), a[3] = decode_negated(codes[3], lower);
+    }
 
     // What a thread reads of a block in shared memory besides weights.
     struct Block {
@@ -73,10 +86,15 @@ struct Sm90Fp8Fp4GemmSwapped {
 
     using Fragments = u32[kBlockK / 32][4];
 
-    static __device__ __forceinline__ void decode(Fragments& a, const Weights& weights, u32 block, const Fold& upper,
+    static __device__ __forceinline__ void read(Fragments& codes, const Weights& weights, u32 block) {
+#pragma unroll
+        for (u32 i = 0; i < kBlockK / 32; ++i) weights.read(codes[i], block * 4 + i);
+    }
+
+    static __device__ __forceinline__ void decode(Fragments& a, const Fragments& codes, const Fold& upper,
                                                   const Fold& lower) {
 #pragma unroll
-        for (u32 i = 0; i < kBlockK / 32; ++i) weights.decode(a[i], block * 4 + i, upper.table(i), lower.table(i));
+        for (u32 i = 0; i < kBlockK / 32; ++i) decode(a[i], codes[i], upper.table(i), lower.table(i));
     }
 
     static __device__ __forceinline__ void issue(float (&product)[kAccumulators], const Fragments& a, u64 tokens) {
@@ -89,16 +107,20 @@ struct Sm90Fp8Fp4GemmSwapped {
         wgmma_commit();
     }
 
-    // Both blocks of a unit: the second is decoded while the first is multiplied.
+    // Both blocks of a unit: the second is decoded while the first is multiplied. All that lies in shared memory is read
+    // before, since reads behind a product wait for its own.
     static __device__ __forceinline__ void multiply_pair(float (&sum)[kAccumulators], const Weights& weights,
                                                          const Block& first, const Block& second) {
         float product[kTwoProducts ? 2 : 1][kAccumulators];
-        Fragments a[2];
+        Fragments a[2], codes[2];
+        read(codes[0], weights, 0);
         const Fold upper = first.folds[0], lower = first.folds[8];
-        decode(a[0], weights, 0, upper, lower);
-        issue(product[0], a[0], first.tokens);
+        read(codes[1], weights, 1);
         const Fold upper2 = second.folds[0], lower2 = second.folds[8];
-        decode(a[1], weights, 1, upper2, lower2);
+        const TokenScales scales(first.token_scales), scales2(second.token_scales);
+        decode(a[0], codes[0], upper, lower);
+        issue(product[0], a[0], first.tokens);
+        decode(a[1], codes[1], upper2, lower2);
         if constexpr (kTwoProducts) {
             issue(product[1], a[1], second.tokens);
             wgmma_wait<1>();
@@ -106,11 +128,11 @@ struct Sm90Fp8Fp4GemmSwapped {
             wgmma_wait<0>();
         }
         wgmma_pin(product[0]);
-        promote(sum, product[0], first.token_scales, upper.scale(), lower.scale());
+        promote(sum, product[0], scales, upper.scale(), lower.scale());
         if constexpr (!kTwoProducts) issue(product[0], a[1], second.tokens);
         wgmma_wait<0>();
         wgmma_pin(product[kTwoProducts]);
-        promote(sum, product[kTwoProducts], second.token_scales, upper2.scale(), lower2.scale());
+        promote(sum, product[kTwoProducts], scales2, upper2.scale(), lower2.scale());
     }
 
     static __device__ __forceinline__ void multiply(float (&sum)[kAccumulators], const Weights& weights, u32 number,
@@ -118,25 +140,27 @@ struct Sm90Fp8Fp4GemmSwapped {
         float product[kAccumulators];
         if (together) {
             const Fold upper = block.folds[0], lower = block.folds[8];
-            Fragments a;
-            decode(a, weights, number, upper, lower);
+            Fragments a, codes;
+            read(codes, weights, number);
+            decode(a, codes, upper, lower);
             issue(product, a, block.tokens);
             wgmma_wait<0>();
             wgmma_pin(product);
-            promote(sum, product, block.token_scales, upper.scale(), lower.scale());
+            promote(sum, product, TokenScales(block.token_scales), upper.scale(), lower.scale());
             return;
         }
 #pragma unroll 1
         for (u32 i = 0; i < kBlockK / 32; ++i) {  // each 32 of K with its own scales
-            u32 a[4];
-            weights.decode(a, number * 4 + i, {}, {});
+            u32 a[4], codes[4];
+            weights.read(codes, number * 4 + i);
+            decode(a, codes, {}, {});
             wgmma_pin(product);
             wgmma_fence();
             WgmmaE4m3Rs<kColumns>::template run<false>(product, a, block.tokens + 2 * i);
             wgmma_commit();
             wgmma_wait<0>();
             wgmma_pin(product);
-            promote(sum, product, block.token_scales, block.folds[0].scale(i), block.folds[8].scale(i));
+            promote(sum, product, TokenScales(block.token_scales), block.folds[0].scale(i), block.folds[8].scale(i));
         }
     }
 

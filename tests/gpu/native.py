@@ -16,13 +16,14 @@ from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_bf16, sm90_fp4
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 _CALL = f'custom_call_target="{_native.TARGET}"'
 
 
 @contextlib.contextmanager
-def forced(config: GemmConfig | None) -> Iterator[None]:
+def forced(config: GemmConfig | Fp4SwappedConfig | None) -> Iterator[None]:
     """Every GEMM that is lowered in the block takes this configuration; None leaves the choice to the heuristics."""
     if config is None:
         yield
@@ -32,7 +33,7 @@ def forced(config: GemmConfig | None) -> Iterator[None]:
             yield
         return
     module, name = sm90, "fp8_gemm"
-    if isinstance(config, Fp4GemmConfig):
+    if isinstance(config, Fp4GemmConfig | Fp4SwappedConfig):
         module, name = sm90_fp4, "fp8_fp4_gemm"
     elif isinstance(config, GemmConfig1d1d):
         module = sm90_1d1d

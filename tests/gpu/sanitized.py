@@ -12,6 +12,7 @@ from jax_deepgemm import fp8_fp4_gemm_nt, fp8_gemm_nt, set_num_sms, set_target
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
 from tests import fp4, helpers
@@ -50,8 +51,8 @@ SKIP_HEAD_MID = (GemmConfig(128, 48), GemmConfig(128, 24, swap=True), GemmConfig
 FP4_CASES = (
     (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), 2),
     (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
-    (Fp4GemmConfig(64, 16, swap=True, stage_blocks=4, decoded_stages=2), 2),
-    (Fp4GemmConfig(128, 16, swap=True, stage_blocks=2, split_k=2, feed_groups=2, decoded_stages=2), 2),
+    (Fp4SwappedConfig(64, 16, 3), 2),
+    (Fp4SwappedConfig(128, 24, split_k=2), 2),
 )
 
 
