@@ -71,7 +71,7 @@ def native(
     function: Callable[..., Any],
     *args: Any,
     calls: int | None = 1,
-    config: GemmConfig | None = None,
+    config: GemmConfig | Fp4SwappedConfig | None = None,
     options: dict[str, Any] | None = None,
 ) -> Native:
     """`function` compiled for arguments like these, with `calls` launches of our kernels; None: with any number."""
