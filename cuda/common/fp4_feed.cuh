@@ -24,10 +24,6 @@ struct Fp4Feed {
     static constexpr u32 kItems = kTasks * (kStageBlocks > 1 && kLanes == 1 ? kTaskBlocks : 1);
     static constexpr u32 kPieces = kStageBlocks == 1 && kLanes == 2 ? 2 : 4;  // of 32 of K in an item
 
-    // Whether a block is read before the one in front of it is handed over: reads queue up behind those of the products, and
-    // so do the writes that handing over waits for. They had better wait together.
-    static constexpr bool kReadAhead = kStageBlocks == 1 && kItems == 1;
-
     // A warp's task of a unit: its rows, counted in tasks, and its first block of K.
     struct Task {
         u32 rows, block;
@@ -125,35 +121,25 @@ struct Fp4Feed {
         }
     }
 
-    // A lane's packed part of an item.
-    struct Packed {
-        uint4 pieces[kPieces];
-    };
-
-    __device__ __forceinline__ u32 first_piece() const { return kPieces == 2 ? lane / kTaskRows * kPieces : 0; }
-
-    // `from_block`: of the task's.
-    __device__ __forceinline__ void read(Packed& packed, u32 slot, u32 task, u32 from_block) const {
+    // Decodes an item into block `to_block` of the ring. `from_block`: of the task's.
+    __device__ __forceinline__ void decode(Raw raw, typename Scales::Tile tile, u32 slot, u32 task, u32 from_block,
+                                           u32 rows, u32 to_block, bool valid) const {
+        const u32 of_task = lane % kTaskRows, row = rows * kTaskRows + of_task;
+        const u32 piece = kPieces == 2 ? lane / kTaskRows * kPieces : 0;
         const u8* const from = shared.packed((warp * kPackedStages + slot) * kTasks + task);
-        const u32 at = lane % kTaskRows * 128 + from_block * 64 + first_piece() * 16;
-#pragma unroll
-        for (u32 i = 0; i < kPieces; ++i)
-            packed.pieces[i] = *reinterpret_cast<const uint4*>(from + swizzled<128>(at + i * 16));
-    }
-
-    // Decodes an item into block `to_block` of the ring.
-    __device__ __forceinline__ void decode(const Packed& packed, Raw raw, typename Scales::Tile tile, u32 rows,
-                                           u32 to_block, bool valid) const {
-        const u32 row = rows * kTaskRows + lane % kTaskRows, piece = first_piece();
         u8* const to = shared.weights(to_block);
         const auto how = Scales::template read<kPieces>(raw, piece, tile);
         if (valid) {
+            uint4 packed[kPieces];  // read before anything is written, or the compiler would keep them in turns
+#pragma unroll
+            for (u32 i = 0; i < kPieces; ++i)
+                packed[i] = *reinterpret_cast<const uint4*>(
+                    from + swizzled<128>(of_task * 128 + from_block * 64 + (piece + i) * 16));
 #pragma unroll
             for (u32 i = 0; i < kPieces; ++i) {
                 const Fp4Table table = how.tables[i];
-                const uint4 p = packed.pieces[i];
-                const uint2 a = decode_fp4(p.x, table), b = decode_fp4(p.y, table);
-                const uint2 c = decode_fp4(p.z, table), d = decode_fp4(p.w, table);
+                const uint2 a = decode_fp4(packed[i].x, table), b = decode_fp4(packed[i].y, table);
+                const uint2 c = decode_fp4(packed[i].z, table), d = decode_fp4(packed[i].w, table);
                 const u32 at = row * kBlockK + (piece + i) * 32;
                 *reinterpret_cast<uint4*>(to + swizzled<128>(at)) = make_uint4(a.x, a.y, b.x, b.y);
                 *reinterpret_cast<uint4*>(to + swizzled<128>(at + 16)) = make_uint4(c.x, c.y, d.x, d.y);
@@ -185,13 +171,6 @@ struct Fp4Feed {
         read_ahead(ahead, next);
         Pipeline<Config::kStages> pipe;
         Pipeline<kPackedStages> packed;
-        Packed item;
-        if constexpr (kReadAhead) {
-            if (next.valid()) {
-                shared.packed_full(warp, 0).wait(0);
-                read(item, 0, 0, 0);
-            }
-        }
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const u32 m0 = next.m0;
             typename Scales::Tile tiles[kItems];
@@ -224,32 +203,22 @@ struct Fp4Feed {
                     }
                 }
                 const u32 within = i % kTaskBlocks;  // with one block a stage: of the unit's
-                if (!kReadAhead && (kStageBlocks > 1 || within == 0))
-                    shared.packed_full(warp, packed.stage).wait(packed.phase);
+                if (kStageBlocks > 1 || within == 0) shared.packed_full(warp, packed.stage).wait(packed.phase);
                 __syncwarp();
 #pragma unroll
                 for (u32 e = 0; e < kItems; ++e) {
                     const u32 block = item_block(e);
-                    if constexpr (!kReadAhead)
-                        read(item, packed.stage, e * kTasks / kItems, kStageBlocks == 1 ? within : block % kTaskBlocks);
-                    decode(item, now.b[e], tiles[e], item_task(e).rows, first + block, block < count);
-                }
-                const bool unit_ends = kStageBlocks > 1 || within == kTaskBlocks - 1 || i + 1 == walk.k_blocks;
-                const u32 slot = packed.stage;
-                if (unit_ends) packed.advance();
-                if constexpr (kReadAhead) {
-                    const bool tile_ends = i + 1 == walk.k_blocks;
-                    if (!tile_ends || index + walk.step < walk.order.count()) {
-                        if (unit_ends) shared.packed_full(warp, packed.stage).wait(packed.phase);
-                        read(item, packed.stage, 0, unit_ends ? 0 : within + 1);
-                    }
+                    decode(now.b[e], tiles[e], packed.stage, e * kTasks / kItems,
+                           kStageBlocks == 1 ? within : block % kTaskBlocks, item_task(e).rows, first + block,
+                           block < count);
                 }
                 fence_async_proxy();
                 __syncwarp();
                 if (lane == 0) full.arrive();
-                if (unit_ends) {
-                    if (loads.valid()) load(weights_map, loads, slot);
+                if (kStageBlocks > 1 || within == kTaskBlocks - 1 || i + 1 == walk.k_blocks) {
+                    if (loads.valid()) load(weights_map, loads, packed.stage);
                     loads.advance(Layout::kUnitBlocks);
+                    packed.advance();
                 }
             }
         }

@@ -2,7 +2,7 @@
 // and what is left for the promotion.
 //
 // `RowFold<Scales>`: `Fold`, of a row and a block of 128 of K in shared memory, with one scale (`together`) or one for each 32
-// (`apart`). kAhead: units of 256 of K that scales are copied from memory ahead of their use.
+// (`apart`). kAhead: units of 256 of K whose scales a warp copies from memory ahead of their use.
 //
 // All scales are negative, since `decode_negated` decodes so.
 #pragma once
@@ -20,7 +20,7 @@ struct RowFold;
 
 template <>
 struct RowFold<Ue8m0By32> {
-    static constexpr u32 kAhead = 8;
+    static constexpr u32 kAhead = 4;
     static constexpr int kSpread = Ue8m0By32::kHighest - Ue8m0By32::kLowest;
 
     // Together: the exponents less the least that fits beside the largest, and the scale that goes with it. Apart: the
@@ -32,7 +32,9 @@ struct RowFold<Ue8m0By32> {
         __device__ __forceinline__ float scale() const { return common; }
         __device__ __forceinline__ float scale(u32 i) const { return -ue8m0_value(exponents >> 8 * i & 255); }
         __device__ __forceinline__ Fp4Table table(u32 i) const {
-            return Fp4Table{}.times_power_of_two((exponents >> 8 * i & 255) + static_cast<u32>(Ue8m0By32::kLowest));
+            constexpr u32 kLowest = static_cast<u32>(Ue8m0By32::kLowest);
+            constexpr Fp4Table kTable{Fp4Table{}.low + kLowest * 0x08080800u, Fp4Table{}.high + kLowest * 0x08080808u};
+            return kTable.times_power_of_two(permute_bytes(exponents, 0, 0x4440 + i));
         }
     };
 
@@ -59,7 +61,7 @@ struct RowFold<Ue8m0By32> {
 
 template <>
 struct RowFold<FloatBy32> {
-    static constexpr u32 kAhead = 4;
+    static constexpr u32 kAhead = 2;
 
     struct alignas(16) Fold {
         float scales[4];
@@ -82,7 +84,7 @@ struct RowFold<FloatBy32> {
 
 template <>
 struct RowFold<FloatBy128> {
-    static constexpr u32 kAhead = 8;
+    static constexpr u32 kAhead = 4;
 
     struct Fold {
         float common;

@@ -53,47 +53,69 @@ struct Fp4SwappedFeed {
         }
     }
 
+    // Where in the walk: a tile and a unit of its K. The warps that write the scales of the same rows take turns.
+    struct Cursor {
+        const Walk& walk;
+        u32 index, unit;
+
+        __device__ __forceinline__ Cursor(const Walk& walk, u32 first) : walk(walk), index(walk.first), unit(first) {
+            find_tile();
+        }
+        __device__ __forceinline__ bool valid() const { return index < walk.order.count(); }
+
+        __device__ __forceinline__ bool find_tile() {
+            const u32 before = index;
+            for (; unit >= walk.k_blocks && valid(); unit -= walk.k_blocks) index += walk.step;
+            return index != before;
+        }
+
+        // Whether it comes to another tile.
+        __device__ __forceinline__ bool advance() {
+            unit += Layout::kScaleWarps;
+            return find_tile();
+        }
+    };
+
     // A lane's two rows of 64: where their scales are copied from next, some units ahead of those that are folded.
     struct Copies {
         const Fp4SwappedFeed& feed;
         const Raw* scales;
         u32 row_scales, of_tile;  // Raw of a row; the lane's first row in the tile
         u8* to;                   // the lane's place in slot 0
-        u32 index, unit = 0, slot = 0;
+        Cursor at;
+        u32 slot = 0;
         const Raw* from[2];
 
-        __device__ __forceinline__ Copies(const Fp4SwappedFeed& feed, const Raw* scales, u32 row_scales, u32 group,
-                                          u32 lane)
-            : feed(feed), scales(scales), row_scales(row_scales), of_tile(group * 64 + lane),
-              to(feed.shared.raw(group, 0) + lane * Layout::kRawRowBytes), index(feed.walk.first) {
+        __device__ __forceinline__ Copies(const Fp4SwappedFeed& feed, const Raw* scales, u32 row_scales, u32 of_tile,
+                                          u8* to, u32 first)
+            : feed(feed), scales(scales), row_scales(row_scales), of_tile(of_tile), to(to), at(feed.walk, first) {
             start_tile();
         }
 
         __device__ __forceinline__ void start_tile() {
-            if (index >= feed.walk.order.count()) return;
-            const u32 row = feed.walk.corner(index).row + of_tile;
+            if (!at.valid()) return;
+            const u32 row = feed.walk.corner(at.index).row + of_tile;
 #pragma unroll
             for (u32 half = 0; half < 2; ++half)
                 from[half] = scales + static_cast<u64>(min(row + 32 * half, feed.n - 1)) * row_scales +
-                             feed.walk.k_begin * kUnitBlocks;
+                             (feed.walk.k_begin + at.unit) * kUnitBlocks;
         }
 
         // One group of copies, which is empty behind the last unit.
         __device__ __forceinline__ void copy_next() {
-            if (index < feed.walk.order.count()) {
-                u8* const at = to + slot * Layout::kRawBytes;
+            if (at.valid()) {
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
-                    u8* const row = at + half * 32 * Layout::kRawRowBytes;
+                    u8* const row = to + slot * Layout::kRawBytes + half * 32 * Layout::kRawRowBytes;
                     if constexpr (sizeof(Raw) == 4) {  // rows are padded to 16 bytes
                         async_copy_of_line<8>(row, from[half]);
                     } else {
                         async_copy_of_line<16>(row, from[half]);
-                        if (feed.blocks_of(unit) > 1) async_copy_of_line<16>(row + 16, from[half] + 1);
+                        if (feed.blocks_of(at.unit) > 1) async_copy_of_line<16>(row + 16, from[half] + 1);
                     }
-                    from[half] += kUnitBlocks;
+                    from[half] += Layout::kScaleWarps * kUnitBlocks;
                 }
-                if (++unit == feed.walk.k_blocks) unit = 0, index += feed.walk.step, start_tile();
+                if (at.advance()) start_tile();
             }
             async_copy_commit();
             if (++slot == Layout::kAhead) slot = 0;
@@ -113,39 +135,39 @@ struct Fp4SwappedFeed {
         }
     }
 
-    // Run by the warp of the rows `group`.
+    // Run by the warps of the rows `group`, of which this is number `turn`.
     __device__ __forceinline__ void write_scales(const float* scales_a, const Raw* scales_b, u32 row_scales, u32 group,
-                                                 u32 lane) const {
+                                                 u32 turn, u32 lane) const {
         if (walk.k_blocks == 0) return;
-        Copies copies(*this, scales_b, row_scales, group, lane);
+        u8* const lane_raw = shared.raw(group * Layout::kScaleWarps + turn) + lane * Layout::kRawRowBytes;
+        Copies copies(*this, scales_b, row_scales, group * 64 + lane, lane_raw, turn);
 #pragma unroll 1
         for (u32 i = 0; i < Layout::kAhead; ++i) copies.copy_next();
-        Pipeline pipe;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
-            const u32 m0 = walk.corner(index).column;
+        u32 stage = turn, phase = 0;
 #pragma unroll 1
-            for (u32 unit = 0; unit < walk.k_blocks; ++unit, pipe.advance()) {
-                Barrier& full = shared.full(pipe.stage);
-                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                copy_token_scales(scales_a, pipe.stage, unit, m0, group * 32 + lane);
-                full.arrive_after_async_copies();
-                async_copy_wait<Layout::kAhead - 1>();
-                const u8* const raw = copies.to + copies.slot * Layout::kRawBytes;  // the next to be written to
-                const RawUnit upper = *reinterpret_cast<const RawUnit*>(raw);
-                const RawUnit lower = *reinterpret_cast<const RawUnit*>(raw + 32 * Layout::kRawRowBytes);
+        for (Cursor at(walk, turn); at.valid(); at.advance()) {
+            Barrier& full = shared.full(stage);
+            shared.empty(stage).wait(phase ^ 1);
+            copy_token_scales(scales_a, stage, at.unit, walk.corner(at.index).column, group * 32 + lane);
+            full.arrive_after_async_copies();
+            async_copy_wait<Layout::kAhead - 1>();
+            const u8* const raw = lane_raw + copies.slot * Layout::kRawBytes;  // the next to be written to
+            const RawUnit upper = *reinterpret_cast<const RawUnit*>(raw);
+            const RawUnit lower = *reinterpret_cast<const RawUnit*>(raw + 32 * Layout::kRawRowBytes);
 #pragma unroll
-                for (u32 j = 0; j < kUnitBlocks; ++j) {
-                    const typename Rows::Row first(upper.blocks[j]), second(lower.blocks[j]);
-                    const bool together = __all_sync(0xffffffff, first.fits && second.fits);
-                    typename Layout::Fold* const to = shared.folds(pipe.stage, j) + group * 64 + lane;
-                    to[0] = together ? first.together() : first.apart();
-                    to[32] = together ? second.together() : second.apart();
-                    if (lane == 0) shared.together(pipe.stage, j)[group] = together;
-                }
-                __syncwarp();
-                if (lane == 0) full.arrive();
-                copies.copy_next();
+            for (u32 j = 0; j < kUnitBlocks; ++j) {
+                const typename Rows::Row first(upper.blocks[j]), second(lower.blocks[j]);
+                const bool together = __all_sync(0xffffffff, first.fits && second.fits);
+                typename Layout::Fold* const to = shared.folds(stage, j) + group * 64 + lane;
+                to[0] = together ? first.together() : first.apart();
+                to[32] = together ? second.together() : second.apart();
+                if (lane == 0) shared.together(stage, j)[group] = together;
             }
+            __syncwarp();
+            if (lane == 0) full.arrive();
+            copies.copy_next();
+            stage += Layout::kScaleWarps;
+            if (stage >= Config::kStages) stage -= Config::kStages, phase ^= 1;
         }
         async_copy_wait_all();
     }

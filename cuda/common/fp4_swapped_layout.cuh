@@ -9,7 +9,8 @@ struct Fp4SwappedLayout {
     using Fold = typename RowFold<typename Config::Scales>::Fold;
     static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns, kStages = Config::kStages;
     static constexpr u32 kRowGroups = kRows / 64, kMathGroups = kRowGroups * Config::kKGroups;
-    static constexpr u32 kThreads = kMathGroups * 128 + 32 + kRowGroups * 32;  // math, tiles, scales
+    static constexpr u32 kScaleWarps = Config::kScaleWarps;  // for each 64 rows
+    static constexpr u32 kThreads = kMathGroups * 128 + 32 + kRowGroups * kScaleWarps * 32;  // math, tiles, scales
     static constexpr u32 kUnitBlocks = 2, kUnitK = kUnitBlocks * kBlockK;  // a stage: 128 bytes of a row of weights
 
     static constexpr u32 kWeightsBytes = kRows * kUnitK / 2;
@@ -20,7 +21,7 @@ struct Fp4SwappedLayout {
     static constexpr u32 kFoldsBytes = kRows * sizeof(Fold), kTokenScalesBytes = kColumns * 4;
     static constexpr u32 kScalesBytes = kFoldsBytes + kTokenScalesBytes + align_up(kRowGroups * 4, 16);
 
-    // Scales as they are in memory, of some units ahead: of 64 rows for each warp that folds them.
+    // Scales as they are in memory, of some units ahead, of 64 rows for each warp that folds them.
     static constexpr u32 kAhead = RowFold<typename Config::Scales>::kAhead;
     static constexpr u32 kRawRowBytes = kUnitBlocks * sizeof(typename Config::Scales::Raw), kRawBytes = 64 * kRawRowBytes;
 
@@ -30,7 +31,7 @@ struct Fp4SwappedLayout {
     static constexpr u32 kPartials = kStages * kStageBytes;
     static constexpr u32 kScales = kPartials + Config::kKGroups * kPartial * 4;
     static constexpr u32 kRaw = kScales + kStages * kUnitBlocks * kScalesBytes;
-    static constexpr u32 kBarriers = kRaw + kRowGroups * kAhead * kRawBytes;
+    static constexpr u32 kBarriers = kRaw + kRowGroups * kScaleWarps * kAhead * kRawBytes;
 };
 
 template <class Config>
@@ -55,8 +56,8 @@ struct Fp4SwappedMemory {
     __device__ __forceinline__ u32* together(u32 stage, u32 block) const {
         return reinterpret_cast<u32*>(token_scales(stage, block) + Layout::kColumns);
     }
-    __device__ __forceinline__ u8* raw(u32 row_group, u32 slot) const {
-        return base + Layout::kRaw + (row_group * Layout::kAhead + slot) * Layout::kRawBytes;
+    __device__ __forceinline__ u8* raw(u32 scale_warp) const {
+        return base + Layout::kRaw + scale_warp * Layout::kAhead * Layout::kRawBytes;
     }
     __device__ __forceinline__ Barrier* barriers() const {
         return reinterpret_cast<Barrier*>(base + Layout::kBarriers);

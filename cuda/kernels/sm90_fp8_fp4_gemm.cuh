@@ -145,7 +145,9 @@ struct Sm90Fp8Fp4Gemm {
 
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
                                                    u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+        // The group by a vote, so that the compiler knows it to be the same for all of a warp.
+        const u32 group = kGroups == 1 ? 0 : __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
+        const u32 thread = threadIdx.x, warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
@@ -159,12 +161,14 @@ struct Sm90Fp8Fp4Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
+            bool late = Config::kTileScales;  // whether B's scales are left for the tile's end; if so, in all of its K
 #pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
                 shared.full(pipe.stage).wait(pipe.phase);
-                const u32 all = common(shared, first, count);
-                const bool late = Config::kTileScales && all == kCommonToTile;  // so in all of the tile's K
+                u32 all = kCommonToTile;
+                if (i == 0 || !late) all = common(shared, first, count);
+                late = late && all == kCommonToTile;
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;

@@ -32,7 +32,7 @@ struct Sm90Fp8Fp4GemmSwapped {
     static constexpr bool kPairs = 2 * kAccumulators + 80 <= kRegisters;
     static constexpr bool kTwoProducts = 3 * kAccumulators + 80 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
-    static_assert(kStages >= kKGroups, "each group has a stage of its own");
+    static_assert(kStages >= kKGroups && kStages >= Layout::kScaleWarps, "all that take turns have stages of their own");
 
     struct TokenScales {
         float2 of[kColumns / 8];
@@ -270,7 +270,9 @@ __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
     if (warp >= kMathWarps) {
         const Fp4SwappedFeed<Config> feed{shared, typename Gemm::Walk(m, n, k), m, n, ceil_div(k, kBlockK)};
         if (warp > kMathWarps) {
-            feed.write_scales(scales_a, scales_b, row_scales, warp - kMathWarps - 1, threadIdx.x % 32);
+            const u32 scale_warp = warp - kMathWarps - 1;
+            feed.write_scales(scales_a, scales_b, row_scales, scale_warp / Layout::kScaleWarps,
+                              scale_warp % Layout::kScaleWarps, threadIdx.x % 32);
         } else if (elect_one()) {
             feed.load_tiles(weights_map, tokens_map);
         }

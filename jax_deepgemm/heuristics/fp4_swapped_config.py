@@ -29,9 +29,10 @@ class Fp4SwappedConfig:
     k_groups: int = 1
     split_k: int = 1  # CTAs of a cluster that split K
     group: int = 8  # row tiles walked together, for L2
+    scale_warps: int = 1  # that write the scales of the same 64 rows in turns
 
     def __post_init__(self) -> None:
-        for name in ("split_k", "k_groups", "group"):
+        for name in ("split_k", "k_groups", "group", "scale_warps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.rows % 64 or not 0 < self.warpgroups <= MAX_WARPGROUPS:
@@ -48,8 +49,8 @@ class Fp4SwappedConfig:
 
     @property
     def threads(self) -> int:
-        """Of the warpgroups, of one warp that loads, and of one for the scales of each 64 rows."""
-        return 128 * self.warpgroups + 32 + self.rows // 2
+        """Of the warpgroups, of one warp that loads, and of those that write scales."""
+        return 128 * self.warpgroups + 32 + self.rows // 2 * self.scale_warps
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
         """For the scales that take most room."""
@@ -58,7 +59,7 @@ class Fp4SwappedConfig:
     def layout(self, smem_bytes: int, scales: Scales) -> SwappedLayout:
         """The layout in a block of `smem_bytes`: what the partial tiles leave is stages."""
         fold = {UE8M0_BY_32: 8, FLOAT_BY_32: 16}.get(scales, 4)
-        ahead = (4 if scales == FLOAT_BY_32 else 8) * UNIT_BLOCKS * scales.row_bytes
+        ahead = (2 if scales == FLOAT_BY_32 else 4) * UNIT_BLOCKS * scales.row_bytes * self.scale_warps
         tiles = self.rows * BLOCK_K // 2 + self.columns * BLOCK_K
         scale_bytes = self.rows * fold + self.columns * 4 + align(self.rows // 64 * 4, 16)
         stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16

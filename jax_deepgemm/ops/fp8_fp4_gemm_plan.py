@@ -149,6 +149,7 @@ def launch_swapped(
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
         ("kKGroups", tile.k_groups),
+        ("kScaleWarps", tile.scale_warps),
         ("kStages", stages),
         ("kSwap", True),
         ("kSplitK", tile.split_k),
