@@ -31,14 +31,14 @@ CONFIGS = (
     Fp4GemmConfig(128, 128, split_k=2),
     Fp4GemmConfig(256, 128),
     Fp4GemmConfig(256, 128, tile_scales=True),
-    Fp4SwappedConfig(64, 8, 4),
+    Fp4SwappedConfig(64, 8, 4, scale_warps=3),
     Fp4SwappedConfig(64, 16, 3),
-    Fp4SwappedConfig(64, 24, split_k=3),
+    Fp4SwappedConfig(64, 24, split_k=3, scale_warps=2),
     Fp4SwappedConfig(64, 64, 2, split_k=2),
     Fp4SwappedConfig(64, 128, 2),
     Fp4SwappedConfig(128, 40, 2, group=2),
     Fp4SwappedConfig(128, 128),
-    Fp4SwappedConfig(192, 64),
+    Fp4SwappedConfig(192, 64, scale_warps=2),
     Fp4SwappedConfig(256, 16, split_k=4),
 )
 
