@@ -32,7 +32,8 @@ struct Sm90Fp8Fp4GemmSwapped {
     static constexpr bool kPairs = 2 * kAccumulators + 80 <= kRegisters;
     static constexpr bool kTwoProducts = 3 * kAccumulators + 80 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
-    static_assert(kStages >= kKGroups && kStages >= Layout::kScaleWarps, "all that take turns have stages of their own");
+    // Whoever is two rounds of the ring ahead of a barrier would take it for passed.
+    static_assert(kStages % kKGroups == 0 && kStages % Layout::kScaleWarps == 0, "who take turns have stages of their own");
 
     struct TokenScales {
         float2 of[kColumns / 8];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, UE8M0_BY_32, Scales
@@ -64,5 +65,7 @@ class Fp4SwappedConfig:
         scale_bytes = self.rows * fold + self.columns * 4 + align(self.rows // 64 * 4, 16)
         stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16
         used = self.k_groups * self.columns * (self.rows + 4) * 4 + self.rows * ahead + 16
-        stages = min(MAX_STAGES, (smem_bytes - used) // stage)
+        stages = max(0, min(MAX_STAGES, (smem_bytes - used) // stage))
+        # Warps that take turns keep to their own stages: none then waits for a barrier that it could be two rounds ahead of.
+        stages -= stages % math.lcm(self.k_groups, self.scale_warps)
         return SwappedLayout(stages, used + stages * stage)
