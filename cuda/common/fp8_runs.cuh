@@ -17,7 +17,7 @@ struct Fp8Runs {
     // around a loop.
     template <u32 kCount>
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
-                                               u32 group, Fragment at, u32 shift, u32 lane) {
+                                               u32 group, Fragment at, u32 shift) {
         const u32 row = group * 64;
         float product[2][kAccumulators];
         Pipeline ahead = pipe;
@@ -39,20 +39,20 @@ struct Fp8Runs {
             scales.read(shared, pipe.stage, row + at.row, at.column);
             wgmma_wait<(i + 1 < kCount ? 1 : 0)>();
             wgmma_pin(product[i % 2]);
-            if constexpr (!Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
+            if constexpr (!Scaling::kReadsLate) Gemm::release(shared, pipe.stage);
             scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
-            if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
+            if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage);
             pipe.advance();
         });
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
-                                                   u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const typename Gemm::Walk walk(m, n, k);
         Pipeline pipe;
-        if (group == 1) Gemm::pass_turn(group);
+        Gemm::begin_turns(group);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
@@ -62,13 +62,14 @@ struct Fp8Runs {
             u32 left = walk.k_blocks;
 #pragma unroll 1
             for (; left >= Config::kAhead; left -= Config::kAhead)
-                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift);
 #pragma unroll 1
-            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
-            Gemm::add_c(shared, sum, pipe, group, at, lane);
+            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift);
+            Gemm::add_c(shared, sum, pipe, group, at);
             Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            Gemm::fill_columns(d, corner, m, n, thread);
         }
-        if (group == 0) Gemm::wait_turn(group);  // the turn that nobody took
+        Gemm::end_turns(group);
         tma_store_wait_read<0>();
     }
 };
