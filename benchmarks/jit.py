@@ -18,7 +18,7 @@ from benchmarks import chain, results
 from benchmarks.environment import ROOT, header, warn
 
 PROCESSES = 16
-REPEATS = 5
+REPEATS = 3
 
 
 def worker(*arguments: str, **variables: str) -> subprocess.Popen[str]:
