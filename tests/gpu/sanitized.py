@@ -65,9 +65,12 @@ def main() -> None:
         else:
             p = problem(77, 264, 400)
         c = p.c(dtype) if dtype == F32 else None
+        given = p.a, p.b, c
         with set_target(TARGET), set_num_sms(num_sms):
-            run = native(functools.partial(gemm, out_dtype=dtype), p.a, p.b, *[c] * (c is not None), config=config)
-        p.check(run(p.a, p.b, *[c] * (c is not None)), c)
+            run = native(
+                lambda a, b, c, gemm=gemm, dtype=dtype: gemm(a, b, c=c, out_dtype=dtype), *given, config=config
+            )
+        p.check(run(*given), c)
         print(config, "is right", flush=True)
     for config in SKIP_HEAD_MID:
         with set_target(TARGET), set_num_sms(2):
