@@ -143,12 +143,7 @@ struct Fp8Gemm {
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
-        __syncwarp();
-        if constexpr (kCluster == 1) {
-            if (lane == 0) shared.empty(stage).arrive();
-        } else {
-            if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
-        }
+        arrive_warp<kCluster>(shared.empty(stage), lane);
     }
 
     // C comes through the ring, behind the blocks of K.
@@ -288,12 +283,12 @@ struct Fp8Gemm {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1);
                 shared.scales_full(lane).init(32);
-                shared.empty(lane).init(kMathWarps * kCluster);
+                shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
             }
             if (lane == 0) {
                 if constexpr (kSplitK > 1) {
-                    shared.partials_ready().init(kSplitK);
-                    shared.partials_read().init(kSplitK);
+                    shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
+                    shared.partials_read().init(kSplitK * Epilogue::kSplitArrivals);
                 }
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);
