@@ -145,19 +145,13 @@ struct Fp8Gemm {
         return group;
     }
 
-    // Every lane says for itself that it has read: as fast as one for all of them, and racecheck follows it.
-    static __device__ __forceinline__ void release(const Shared& shared, u32 stage) {
-        if constexpr (kCluster == 1) {
-            shared.empty(stage).arrive();
-        } else {
-#pragma unroll
-            for (u32 rank = 0; rank < kCluster; ++rank) shared.empty(stage).arrive_remote(rank);
-        }
+    static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
+        arrive_warp<kCluster>(shared.empty(stage), lane);
     }
 
     // C comes through the ring, behind the blocks of K.
     static __device__ __forceinline__ void add_c(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                 Pipeline& pipe, u32 group, Fragment at) {
+                                                 Pipeline& pipe, u32 group, Fragment at, u32 lane) {
         unrolled<Layout::kCStages>([&](auto stage) {
             constexpr u32 kFirst = stage.value * Layout::kCBoxesPerStage, kLeft = Layout::kCBoxes - kFirst;
             shared.full(pipe.stage).wait(pipe.phase);
@@ -165,7 +159,7 @@ struct Fp8Gemm {
             unrolled<kLeft < Layout::kCBoxesPerStage ? kLeft : Layout::kCBoxesPerStage>([&](auto j) {
                 Epilogue::template add_c_box<kFirst + j.value>(sum, shared.c_box(pipe.stage, j.value), group, at);
             });
-            release(shared, pipe.stage);
+            release(shared, pipe.stage, lane);
             pipe.advance();
         });
     }
@@ -263,7 +257,7 @@ struct Fp8Gemm {
                         landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
                     };
                     const auto release_stage = [&] {
-                        if (w == kWaves - 1) release(shared, pipe.stage);
+                        if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
                     if (kStageBlocks == 1 || count == kStageBlocks) {
                         step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales, look_ahead,
@@ -277,7 +271,7 @@ struct Fp8Gemm {
                     }
                 }
             }
-            add_c(shared, sum, pipe, group, at);
+            add_c(shared, sum, pipe, group, at, lane);
             if constexpr (Layout::kStoreByTma) {
                 Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
@@ -306,12 +300,12 @@ struct Fp8Gemm {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1);
                 shared.scales_full(lane).init(32);
-                shared.empty(lane).init(kMathThreads * kCluster);
+                shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
             }
             if (lane == 0) {
                 if constexpr (kSplitK > 1) {
-                    shared.partials_ready().init(kSplitK);
-                    shared.partials_read().init(kSplitK);
+                    shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
+                    shared.partials_read().init(kSplitK * Epilogue::kSplitArrivals);
                 }
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);

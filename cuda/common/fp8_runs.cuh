@@ -17,7 +17,7 @@ struct Fp8Runs {
     // around a loop.
     template <u32 kCount>
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
-                                               u32 group, Fragment at, u32 shift) {
+                                               u32 group, Fragment at, u32 shift, u32 lane) {
         const u32 row = group * 64;
         float product[2][kAccumulators];
         Pipeline ahead = pipe;
@@ -39,9 +39,9 @@ struct Fp8Runs {
             scales.read(shared, pipe.stage, row + at.row, at.column);
             wgmma_wait<(i + 1 < kCount ? 1 : 0)>();
             wgmma_pin(product[i % 2]);
-            if constexpr (!Scaling::kReadsLate) Gemm::release(shared, pipe.stage);
+            if constexpr (!Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
             scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
-            if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage);
+            if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
             pipe.advance();
         });
     }
@@ -62,10 +62,10 @@ struct Fp8Runs {
             u32 left = walk.k_blocks;
 #pragma unroll 1
             for (; left >= Config::kAhead; left -= Config::kAhead)
-                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift);
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
 #pragma unroll 1
-            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift);
-            Gemm::add_c(shared, sum, pipe, group, at);
+            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
+            Gemm::add_c(shared, sum, pipe, group, at, lane);
             Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             Gemm::fill_columns(d, corner, m, n, thread);
         }

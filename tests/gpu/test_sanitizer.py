@@ -57,6 +57,7 @@ def reports(
             f"--error-exitcode={FOUND}",
             f"--port={49152 + 20 * i}",
             *(sys.executable, "-m", "tests.gpu.sanitized"),
+            *["every-thread-arrives"] * (tool == "racecheck"),
         ]
         log = folder / f"{tool}.log"
         with log.open("wb") as file:
