@@ -36,6 +36,8 @@ BF16, F32 = jnp.bfloat16, jnp.float32
 # tools make an instruction a hundred: each kernel, and each way through it, once.
 CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(128, 48, stage_blocks=2), 2, BF16),
+    (GemmConfig(128, 64, ahead=2), 2, BF16),
+    (GemmConfig(192, 48), 2, BF16),
     (GemmConfig(256, 112), 2, F32),
     (GemmConfig(128, 112, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 48, split_k=3), 3, F32),
