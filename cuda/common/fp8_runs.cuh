@@ -46,13 +46,13 @@ struct Fp8Runs {
         });
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
-                                                   u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const typename Gemm::Walk walk(m, n, k);
         Pipeline pipe;
-        if (group == 1) Gemm::pass_turn(group);
+        Gemm::begin_turns(group);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
@@ -67,8 +67,9 @@ struct Fp8Runs {
             for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
             Gemm::add_c(shared, sum, pipe, group, at, lane);
             Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            Gemm::fill_columns(d, corner, m, n, thread);
         }
-        if (group == 0) Gemm::wait_turn(group);  // the turn that nobody took
+        Gemm::end_turns(group);
         tma_store_wait_read<0>();
     }
 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, align
 
@@ -11,17 +12,16 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, align
 class GemmConfig1d1d(GemmConfig):
     """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows."""
 
-    ahead: int = 0  # blocks of K in a run: while one is promoted, the product of the next is under way; 0: no runs
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
 
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        if self.ahead and (self.waves > 1 or self.stage_blocks > 1 or self.split_k > 1):
-            raise ValueError(f"`ahead` must be 0 with two waves, several blocks a stage or a split K, got {self}")
         super().__post_init__()
 
-    def registers(self) -> int:
-        return self.columns // 2 * (self.waves + (2 if self.ahead else self.stage_blocks))
+    @property
+    def most_registers(self) -> int:
+        return {1: 224, 2: 192}[self.math_groups]
 
     def block_bytes(self) -> int:
         pitch = align(self.columns // 4 - 4, 8) + 4  # of the scales that a thread reads, four at once
