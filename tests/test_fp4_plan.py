@@ -134,6 +134,8 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
         ({"k_groups": 0}, "`k_groups` must be positive, got 0"),
         ({"columns": 12}, "`columns` must be a multiple of 8 up to 128"),
         ({"columns": 72, "k_groups": 4}, "`columns` must be a multiple of 8 up to 64"),
+        ({"columns": 56, "rows": 256}, "`columns` must be a multiple of 8 up to 48"),
+        ({"scale_warps": 0}, "`scale_warps` must be positive, got 0"),
         ({"split_k": 9}, "`split_k` must be at most 8, got 9"),
     ],
 )
@@ -152,8 +154,12 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
 def threads(kernel: Kernel) -> int:
     template = dict(kernel.template)
     if kernel.stem == SWAPPED:
-        rows, groups = int(template["kRows"]) // 64, int(template["kKGroups"])
-        return rows * groups * 128 + 32 + rows * 32
+        rows, groups, scale_warps = (
+            int(template["kRows"]) // 64,
+            int(template["kKGroups"]),
+            int(template["kScaleWarps"]),
+        )
+        return rows * groups * 128 + 32 + rows * scale_warps * 32
     return 128 * (int(template["kMathGroups"]) + int(template["kFeedGroups"]))
 
 

@@ -23,7 +23,10 @@ class SwappedLayout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fp4SwappedConfig:
-    """Weights along wgmma's rows, tokens along its columns. A warpgroup multiplies 64 rows by every `k_groups`-th unit of K."""
+    """Weights along wgmma's rows, tokens along its columns.
+
+    A warpgroup multiplies 64 rows by every `k_groups`-th unit of K.
+    """
 
     rows: int  # of weights in a tile: a multiple of 64
     columns: int  # tokens in a tile: a multiple of 8
@@ -38,7 +41,7 @@ class Fp4SwappedConfig:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.rows % 64 or not 0 < self.warpgroups <= MAX_WARPGROUPS:
             raise ValueError(f"`rows` must be a multiple of 64, and 64 of them by `k_groups` at most 4, got {self}")
-        most = 64 if self.warpgroups > 2 else 128
+        most = 48 if self.rows == 256 else 64 if self.warpgroups > 2 else 128  # as registers allow
         if self.columns % 8 or not 0 < self.columns <= most:
             raise ValueError(f"`columns` must be a multiple of 8 up to {most}, got {self}")
         if self.split_k > 8:
@@ -66,6 +69,6 @@ class Fp4SwappedConfig:
         stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16
         used = self.k_groups * self.columns * (self.rows + 4) * 4 + self.rows * ahead + 16
         stages = max(0, min(MAX_STAGES, (smem_bytes - used) // stage))
-        # Warps that take turns keep to their own stages: none then waits for a barrier that it could be two rounds ahead of.
+        # Who takes turns keeps to stages of its own: none then waits for a barrier that it could be two rounds ahead of.
         stages -= stages % math.lcm(self.k_groups, self.scale_warps)
         return SwappedLayout(stages, used + stages * stage)

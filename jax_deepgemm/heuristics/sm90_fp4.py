@@ -60,6 +60,7 @@ def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator
     if m <= sm90_fp4_swapped.MAX_TOKENS:
         yield from sm90_fp4_swapped.candidates(m, n, k, num_sms)
     blocks = ceil_div(k, BLOCK_K)
+
     def splits(tiles: int) -> Iterator[int]:
         for split in range(1, min(8, num_sms, max(1, blocks // 2)) + 1):
             if split == 1 or tiles <= resident_clusters(split, num_sms):

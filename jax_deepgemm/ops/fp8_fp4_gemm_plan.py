@@ -141,9 +141,10 @@ def launch_swapped(
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
     stages, shared_memory = tile.layout(smem_bytes, scales)
-    if stages < max(2, tile.k_groups):
+    least = max(2, tile.k_groups)
+    if stages < least:
         raise ValueError(
-            f"{tile} must have room for {max(2, tile.k_groups)} stages in {smem_bytes} bytes of shared memory, got {stages}"
+            f"{tile} must have room for {least} stages in {smem_bytes} bytes of shared memory, got {stages}"
         )
     arguments: tuple[tuple[str, int | bool | str], ...] = (
         ("kRows", tile.rows),

@@ -46,7 +46,7 @@ CONFIGS = (
 def described(config):
     """A pytest id."""
     if isinstance(config, Fp4SwappedConfig):
-        return f"{config.rows}x{config.columns}-swap-groups{config.k_groups}" + f"-split{config.split_k}" * (config.split_k > 1)
+        return f"{config.rows}x{config.columns}-swap-groups{config.k_groups}-split{config.split_k}"
     return name(config) + "-late" * bool(config and config.tile_scales)
 
 
@@ -195,7 +195,8 @@ def test_casts_are_those_of_the_cpu(use_ue8m0, gran_k):
     with jax.default_device(jax.devices("cpu")[0]):
         wanted = np.asarray(there_and_back(jnp.asarray(x)))
     for back in map(np.asarray, got):
-        np.testing.assert_allclose(back, wanted, atol=0.7 * np.abs(x).max() / 6)  # quotients may differ in their last bit
+        # Quotients may differ in their last bit.
+        np.testing.assert_allclose(back, wanted, atol=0.7 * np.abs(x).max() / 6)
         assert np.mean(np.abs(back - wanted) > 1e-6 * np.abs(x)) < 1e-2
         if gran_k == 32:  # a scale of 1: ties go to even
             np.testing.assert_array_equal(back[0, :32], wanted[0, :32])
