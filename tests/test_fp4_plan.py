@@ -106,7 +106,7 @@ def test_a_configuration_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must have room for two packed stages in 65536 bytes of shared memory, got"):
         fp8_fp4_gemm_plan.launch(Fp4GemmConfig(128, 128), 4096, 4096, 7168, UE8M0_BY_32, 2, 132, 65536)
     with pytest.raises(ValueError, match="must have room for 4 stages in 65536 bytes of shared memory, got 0"):
-        fp8_fp4_gemm_plan.launch_swapped(Fp4SwappedConfig(64, 48, 4), 48, 4096, 7168, UE8M0_BY_32, 2, 132, 65536)
+        fp8_fp4_gemm_plan.launch(Fp4SwappedConfig(64, 48, 4), 48, 4096, 7168, UE8M0_BY_32, 2, 132, 65536)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,8 @@ def layouts() -> dict[Kernel, int]:
         for config in draw.sample(candidates, min(8, len(candidates))):
             out_bytes = draw.choice((2, 4))
             sizes = case.m, -(-case.n // 8) * 8, case.k, scales, out_bytes, H100.num_sms, H100.smem_bytes
-            swapped = isinstance(config, Fp4SwappedConfig)
-            of_kind = fp8_fp4_gemm_plan.launch_swapped if swapped else fp8_fp4_gemm_plan.launch
             try:
-                launch = of_kind(config, *sizes, has_c=draw.random() < 0.5)
+                launch = fp8_fp4_gemm_plan.launch(config, *sizes, has_c=draw.random() < 0.5)
             except ValueError:  # it has no room
                 continue
             found[launch.kernel] = launch.shared_memory

@@ -163,8 +163,7 @@ struct Fp4SwappedFeed {
                 to[32] = together ? second.together() : second.apart();
                 if (lane == 0) shared.together(stage, j)[group] = together;
             }
-            __syncwarp();
-            if (lane == 0) full.arrive();
+            arrive_warp(full, lane);
             copies.copy_next();
             stage += Layout::kScaleWarps;
             if (stage >= Config::kStages) stage -= Config::kStages, phase ^= 1;

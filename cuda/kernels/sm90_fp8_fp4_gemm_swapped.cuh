@@ -165,6 +165,18 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
     }
 
+    // f(peer) for each CTA of the cluster, by one thread, or by all that arrive.
+    static constexpr u32 kSplitArrivals = kWarpArrivals == 1 ? 1 : kMathThreads;
+
+    template <class F>
+    static __device__ __forceinline__ void to_peers(u32 thread, F&& f) {
+        if constexpr (kSplitArrivals == 1) {
+            if (thread < kSplitK) f(thread);
+        } else {
+            for (u32 peer = 0; peer < kSplitK; ++peer) f(peer);
+        }
+    }
+
     static __device__ __forceinline__ void store(const Shared& shared, const float (&sum)[kAccumulators], const Out* c,
                                                  Out* d, Tile corner, u32 group, u32 row, u32 column, u32 thread,
                                                  u32 rank, u32 phase, u32 m, u32 n) {
@@ -183,14 +195,14 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
         named_barrier_sync(1, kMathThreads);
         if constexpr (kSplitK > 1) {
-            if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
+            to_peers(thread, [&](u32 peer) { shared.partials_ready().publish_remote(peer); });
             shared.partials_ready().wait_cluster(phase);
         }
         add_up_and_store<kSplitK, Config::kHasC, kColumns, Config::kRows, kPitch, kMathThreads, AllColumns, Out,
                          kKGroups>(shared.partial(0), d, c, corner.column, corner.row, m, n, rank, thread);
         if constexpr (kSplitK > 1) {
             named_barrier_sync(1, kMathThreads);
-            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+            to_peers(thread, [&](u32 peer) { shared.partials_read().arrive_remote(peer); });
         }
     }
 
@@ -218,8 +230,7 @@ struct Sm90Fp8Fp4GemmSwapped {
                     for (u32 j = 0; j < count; ++j)
                         multiply(sum, weights, j, Block(shared, stage, j, row, column), shared.together(stage, j)[rows]);
                 }
-                __syncwarp();
-                if (lane == 0) shared.empty(stage).arrive();
+                arrive_warp(shared.empty(stage), lane);
                 stage += kKGroups;
                 if (stage >= kStages) stage -= kStages, phase ^= 1;
             }
@@ -247,13 +258,13 @@ __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
         const u32 lane = threadIdx.x % 32;
         if (lane < Config::kStages) {
             // The expected bytes, each warp of scales and its lanes' copies; the warps that read it.
-            shared.full(lane).init(1 + Layout::kRowGroups * 33);
-            shared.empty(lane).init(Layout::kRowGroups * 4);
+            shared.full(lane).init(1 + Layout::kRowGroups * (32 + kWarpArrivals));
+            shared.empty(lane).init(Layout::kRowGroups * 4 * kWarpArrivals);
         }
         if (lane == 0) {
             if constexpr (Gemm::kSplitK > 1) {
-                shared.partials_ready().init(Gemm::kSplitK);
-                shared.partials_read().init(Gemm::kSplitK);
+                shared.partials_ready().init(Gemm::kSplitK * Gemm::kSplitArrivals);
+                shared.partials_read().init(Gemm::kSplitK * Gemm::kSplitArrivals);
             }
             tma_prefetch_descriptor(weights_map);
             tma_prefetch_descriptor(tokens_map);

@@ -69,6 +69,6 @@ class Fp4SwappedConfig:
         stage = UNIT_BLOCKS * (tiles + scale_bytes) + 16
         used = self.k_groups * self.columns * (self.rows + 4) * 4 + self.rows * ahead + 16
         stages = max(0, min(MAX_STAGES, (smem_bytes - used) // stage))
-        # Who takes turns keeps to stages of its own: none then waits for a barrier that it could be two rounds ahead of.
+        # Who takes turns keeps to stages of its own, and so is never two rounds of a barrier ahead.
         stages -= stages % math.lcm(self.k_groups, self.scale_warps)
         return SwappedLayout(stages, used + stages * stage)

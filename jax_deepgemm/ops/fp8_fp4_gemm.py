@@ -55,8 +55,8 @@ def fp8_fp4_gemm_nt(
     multiple of 16, a row of the result of 16 bytes. Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and
     columns they belong to.
 
-    On Hopper `b` is read as it lies in memory, half the bytes of FP8, and decoded without rounding. K that is no multiple
-    of 32 runs by reference.
+    On Hopper `b` is read as it lies in memory, half the bytes of FP8, and decoded without rounding. K that is no
+    multiple of 32 runs by reference.
 
     Under jit over several devices, operands sharded over M or N stay where they are, and K sharded on borders of 512
     becomes a sum of float32 partial results; sharded otherwise, it is gathered.

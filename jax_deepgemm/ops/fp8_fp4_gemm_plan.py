@@ -1,4 +1,4 @@
-"""The launch of the GEMM with FP4 weights: `cuda/kernels/sm90_fp8_fp4_gemm.cuh`."""
+"""The launch of the GEMM with FP4 weights: `cuda/kernels/sm90_fp8_fp4_gemm.cuh`, with few tokens `..._swapped.cuh`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ def plan(
     if problem is None:
         return None
     chosen = params.get("config") or sm90_fp4.fp8_fp4_gemm(*problem)
-    of_kind = launch_swapped if isinstance(chosen, Fp4SwappedConfig) else launch
-    return of_kind(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
 
 
 def ranked(
@@ -75,7 +74,7 @@ def scale_row_bytes(k: int, scales: Scales) -> int:
 
 
 def launch(
-    tile: Fp4GemmConfig,
+    tile: Fp4GemmConfig | Fp4SwappedConfig,
     m: int,
     n: int,
     k: int,
@@ -88,6 +87,22 @@ def launch(
     pdl: bool = False,
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
+    rest = m, n, k, scales, out_bytes, num_sms, smem_bytes, has_c, pdl
+    return _swapped(tile, *rest) if isinstance(tile, Fp4SwappedConfig) else _by_feeding_warps(tile, *rest)
+
+
+def _by_feeding_warps(
+    tile: Fp4GemmConfig,
+    m: int,
+    n: int,
+    k: int,
+    scales: Scales,
+    out_bytes: int,
+    num_sms: int,
+    smem_bytes: int,
+    has_c: bool,
+    pdl: bool,
+) -> Launch:
     packed_stages, store, shared_memory = tile.fp4_layout(out_bytes, smem_bytes, scales)
     if packed_stages < 2:
         raise ValueError(
@@ -126,7 +141,7 @@ def launch(
     )
 
 
-def launch_swapped(
+def _swapped(
     tile: Fp4SwappedConfig,
     m: int,
     n: int,
@@ -135,11 +150,9 @@ def launch_swapped(
     out_bytes: int,
     num_sms: int,
     smem_bytes: int,
-    *,
-    has_c: bool = False,
-    pdl: bool = False,
+    has_c: bool,
+    pdl: bool,
 ) -> Launch:
-    """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
     stages, shared_memory = tile.layout(smem_bytes, scales)
     least = max(2, tile.k_groups)
     if stages < least:
