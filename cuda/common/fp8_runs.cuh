@@ -15,9 +15,10 @@ struct Fp8Runs {
 
     // kCount blocks of K, a stage each. Straight code: ptxas follows products under way through branches, but not
     // around a loop.
-    template <u32 kCount>
+    // `before` is done while the first products are under way, before anything is added to `sum`; `after` when one has been.
+    template <u32 kCount, class Before, class After>
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
-                                               u32 group, Fragment at, u32 shift, u32 lane) {
+                                               u32 group, Fragment at, u32 shift, u32 lane, Before before, After after) {
         const u32 row = group * 64;
         float product[2][kAccumulators];
         Pipeline ahead = pipe;
@@ -33,7 +34,10 @@ struct Fp8Runs {
         unrolled<kCount>([&](auto j) {
             constexpr u32 i = j.value;
             if constexpr (i + 1 < kCount) issue(product[(i + 1) % 2]);
-            if constexpr (i == 0) Gemm::pass_turn(group);
+            if constexpr (i == 0) {
+                Gemm::pass_turn(group);
+                before();
+            }
             typename Scaling::Scales scales;
             shared.scales_full(pipe.stage).wait(pipe.phase);
             scales.read(shared, pipe.stage, row + at.row, at.column);
@@ -43,6 +47,7 @@ struct Fp8Runs {
             scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
             if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
             pipe.advance();
+            if constexpr (i == 0) after();
         });
     }
 
@@ -52,21 +57,45 @@ struct Fp8Runs {
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const typename Gemm::Walk walk(m, n, k);
         Pipeline pipe;
+        RingOutput<Gemm> output;
+        float sum[1][kAccumulators];
+        Tile last{};
         if (group == 1) Gemm::pass_turn(group);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
-            float sum[1][kAccumulators];
+            const auto begin = [&] {
+                if constexpr (Layout::kOutByRing) {
+                    if (index != walk.first) output.finish(shared, sum, d_map, last, group, warp, lane);
+                }
 #pragma unroll
-            for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
+                for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
+            };
+            const auto settle = [&] {
+                if constexpr (Layout::kOutByRing) output.settle(shared, lane);
+            };
+            const auto nothing = [] {};
             u32 left = walk.k_blocks;
+            if (left >= Config::kAhead) {
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, begin, settle);
+                left -= Config::kAhead;
+            } else {
+                run<1>(shared, sum[0], pipe, group, at, shift, lane, begin, settle);
+                --left;
+            }
 #pragma unroll 1
             for (; left >= Config::kAhead; left -= Config::kAhead)
-                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
 #pragma unroll 1
-            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
-            Gemm::add_c(shared, sum, pipe, group, at, lane);
-            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
+            if constexpr (Layout::kOutByRing) {
+                output.postpone(pipe), last = corner;
+            } else {
+                Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            }
+        }
+        if constexpr (Layout::kOutByRing) {
+            if (walk.first < walk.order.count()) output.finish(shared, sum, d_map, last, group, warp, lane);
         }
         if (group == 0) Gemm::wait_turn(group);  // the turn that nobody took
         tma_store_wait_read<0>();

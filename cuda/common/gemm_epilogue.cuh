@@ -21,7 +21,7 @@ struct GemmEpilogue {
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;
     // D is where C was. TMA adds in FP32 only; each element is added to once, so the result is always the same.
-    static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4 && !Layout::kCByRing;
+    static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4;
 
     static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
         if (column >= n) return;
@@ -35,31 +35,6 @@ struct GemmEpilogue {
             } else {
                 const u32 old = *reinterpret_cast<const u32*>(from);
                 v[2 * half] += bf16_low(old), v[2 * half + 1] += bf16_high(old);
-            }
-        }
-    }
-
-    // Adds box `kBox` of C, which lies in a stage of the ring.
-    template <u32 kBox>
-    static __device__ __forceinline__ void add_c_box(float (&sum)[kWaves][kAccumulators], const u8* box, u32 group,
-                                                     Fragment at) {
-#pragma unroll
-        for (u32 w = 0; w < kWaves; ++w) {
-            const u32 row = (w * kGroups + group) * 64 + at.row;
-#pragma unroll
-            for (u32 within = 0; within < Layout::kCBoxColumns; within += 8) {
-                float* const v = &sum[w][(kBox * Layout::kCBoxColumns + within) / 2];
-#pragma unroll
-                for (u32 half = 0; half < 2; ++half) {
-                    const u32 from = (row + 8 * half) * 128 + (within + at.column) * Layout::kOutBytes;
-                    if constexpr (sizeof(Out) == 4) {
-                        const float2 c = *reinterpret_cast<const float2*>(box + swizzled<128>(from));
-                        v[2 * half] += c.x, v[2 * half + 1] += c.y;
-                    } else {
-                        const u32 c = *reinterpret_cast<const u32*>(box + swizzled<128>(from));
-                        v[2 * half] += bf16_low(c), v[2 * half + 1] += bf16_high(c);
-                    }
-                }
             }
         }
     }
@@ -88,7 +63,7 @@ struct GemmEpilogue {
 #pragma unroll
                 for (u32 within = 0; within < kAtom; within += 16) {
                     const u32 column = j * kAtom + within, i = column / 2;
-                    if constexpr (Config::kHasC && !Layout::kCByRing && !kAddInPlace) {
+                    if constexpr (Config::kHasC && !kAddInPlace) {
                         const u32 at_n = corner.column + column + at.column;
                         add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
                         add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, align
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,15 @@ class GemmConfig1d1d(GemmConfig):
         if self.ahead and (self.waves > 1 or self.stage_blocks > 1 or self.split_k > 1):
             raise ValueError(f"`ahead` must be 0 with two waves, several blocks a stage or a split K, got {self}")
         super().__post_init__()
+
+    def store(self, out_bytes: int, smem_bytes: int) -> Store:
+        """Through the ring of stages, where whole boxes of 128 bytes do; a run needs two stages beside."""
+        boxes, rest = divmod(self.columns * out_bytes, 128)
+        in_stage = self.stage_blocks * (self.rows + self.columns) // self.rows
+        needed = -(-boxes // in_stage) + (2 if self.ahead else 0)
+        if self.stores_by_tma and not rest and self._stages(0, smem_bytes) >= needed:
+            return Store(128, 0)
+        return super().store(out_bytes, smem_bytes)
 
     def registers(self) -> int:
         return self.columns // 2 * (self.waves + (2 if self.ahead else self.stage_blocks))
