@@ -56,8 +56,12 @@ def operands(case: Bf16Gemm) -> Operands:
 
 def checker(case: Bf16Gemm, given: Operands) -> Callable[[Any], str | None]:
     """Tells what is wrong with a result, if anything."""
-    a, b = (x.astype(np.float32) for x in (given.a, given.b))
-    return product_checker(a if given.layout[0] == "n" else a.T, b if given.layout[1] == "t" else b.T)
+
+    def wide(a: Any, b: Any) -> tuple[Any, ...]:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        return a if given.layout[0] == "n" else a.T, b if given.layout[1] == "t" else b.T
+
+    return product_checker(wide, given.a, given.b)
 
 
 def ours(given: Operands) -> peers.Prepared:
@@ -130,8 +134,8 @@ SUITE = Suite(
     checker=checker,
     ours=ours,
     peers=(
-        peers.Peer("deep_gemm", deep_gemm, kernel="bf16_gemm"),
-        peers.Peer("cublaslt", cublaslt),
+        peers.Peer("deep_gemm", deep_gemm, kernel="bf16_gemm", alone=True),
+        peers.Peer("cublaslt", cublaslt, alone=True),
         peers.Peer("xla", xla),
     ),
     peak_operands=peak_operands,

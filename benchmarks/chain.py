@@ -1,118 +1,131 @@
 """A jitted chain of decode-sized GEMMs: what the host takes to enqueue it, and the GPU to run it.
 
-Where the GPU is timed, every GEMM has weights of its own, which no L2 cache holds together. Between two of them stands
-nothing: the bits of a BF16 result are the next one's FP8 operand.
+Between two of them stands nothing: the bits of a BF16 result are the next one's FP8 operand. The result of a call is
+donated to the next, as a decode step's state is: addresses stay, and XLA replays its graphs as they are.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 LENGTH = 20
-M = 64
-WEIGHTS = ((3584, 4096), (2048, 7168))  # (N, K), in turn; as many bytes as 7168 x 2048
-CALLS = 50  # in flight together, where the GPU is what is measured
-REPEATS = 9
 
 
-def program(length: int) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    m: int
+    weights: tuple[tuple[int, int], ...]  # (N, K), in turn: 2 N bytes of a row are the next K
+    distinct: int  # matrices of weights
+
+
+# Over before the host has enqueued the next: no launch waits for room in the queue.
+TINY = Shapes(16, ((128, 256),), 1)
+# As many bytes as 7168 x 2048 each. Every GEMM has weights of its own, which no L2 cache holds together.
+STREAMING = Shapes(64, ((3584, 4096), (2048, 7168)), LENGTH)
+
+
+def program(length: int, shapes: Shapes) -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
     import jax_deepgemm
 
-    def run(a, scales, weights):
-        d = None
+    def run(before, a, scales, weights):
+        d = before
         for i in range(length):
             b, b_scale = weights[i % len(weights)]
             d = jax_deepgemm.fp8_gemm_nt((a, scales[a.shape[1]].T), (b, b_scale))
-            a = jax.lax.bitcast_convert_type(d, jnp.float8_e4m3fn).reshape(M, -1)
+            a = jax.lax.bitcast_convert_type(d, jnp.float8_e4m3fn).reshape(shapes.m, -1)
         return d
 
-    return run
+    return jax.jit(run, donate_argnums=0, keep_unused=True)
 
 
-def operands(copies: int) -> tuple[Any, ...]:
-    """A, scales of A by K, and so many weights."""
+def operands(length: int, shapes: Shapes) -> tuple[Any, ...]:
+    """A place for the result, A, scales of A by K, and the weights."""
     import jax
     import jax.numpy as jnp
 
     import jax_deepgemm
 
     def quantised(index: int) -> Any:
-        n, k = WEIGHTS[index % 2]
+        n, k = shapes.weights[index % len(shapes.weights)]
         return cast(jax.random.normal(jax.random.key(index), (n, k), jnp.bfloat16) * k**-0.5)
 
     cast = jax.jit(jax_deepgemm.per_block_cast_to_fp8)
-    a = jax.random.normal(jax.random.key(copies), (M, WEIGHTS[0][1])).astype(jnp.float8_e4m3fn)
-    scales = {k: jnp.ones((k // 128, M)) for _, k in WEIGHTS}
-    return a, scales, [quantised(i) for i in range(copies)]
+    place = jnp.zeros((shapes.m, shapes.weights[(length - 1) % len(shapes.weights)][0]), jnp.bfloat16)
+    a = jax.random.normal(jax.random.key(length), (shapes.m, shapes.weights[0][1])).astype(jnp.float8_e4m3fn)
+    scales = {k: jnp.ones((k // 128, shapes.m)) for _, k in shapes.weights}
+    return place, a, scales, [quantised(i) for i in range(shapes.distinct)]
 
 
-def compiled(length: int, copies: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The chain, called a few times, and its operands."""
+def step(length: int, shapes: Shapes) -> Callable[[], Any]:
+    """One call of the chain, on the result of the call before. Called a few times already."""
     import jax
 
     if jax.default_backend() != "gpu":
         raise RuntimeError(f"a chain is timed on a GPU, this backend is {jax.default_backend()}")
-    args = operands(copies)
-    run = jax.jit(program(length))
+    result, *others = operands(length, shapes)
+    run = program(length, shapes)
+
+    def call() -> Any:
+        nonlocal result
+        result = run(result, *others)
+        return result
+
     for _ in range(10):
-        jax.block_until_ready(run(*args))
-    return run, args
+        jax.block_until_ready(call())
+    return call
 
 
-def host_us(length: int) -> float:
-    """Until a call returns, its work enqueued. The GPU is idle before each call, and slower than the host.
+def host_us(length: int, calls: int = 300) -> dict[str, float]:
+    """Until a call returns, its work enqueued while the GPU idles; and the part of each GEMM but the first.
 
-    The GEMMs share two weights: what jit takes for each argument is not a matter of the calls within.
+    The parts are differences to a chain of one, whose calls stand between those of the chain: processors have moods.
     """
     import jax
 
-    run, args = compiled(length, 2)
-    times = []
-    for _ in range(CALLS):
+    def returned(call: Callable[[], Any]) -> float:
         start = time.perf_counter()
-        out = run(*args)
-        times.append(time.perf_counter() - start)
+        out = call()
+        us = (time.perf_counter() - start) * 1e6
         jax.block_until_ready(out)
-    return statistics.median(times) * 1e6
+        return us
+
+    chain, one = step(length, TINY), step(1, TINY)
+    pairs = [(returned(chain), returned(one)) for _ in range(calls)]
+    further = statistics.median(long - short for long, short in pairs) / (length - 1)
+    return {"host_us": statistics.median(long for long, _ in pairs), "further_us": further}
 
 
-def wall_us(length: int) -> float:
-    """Of a call, when many follow each other without a wait."""
+def device_us(length: int, calls: int = 200, repeats: int = 7) -> dict[str, float]:
+    """Of a call when many follow each other without a wait, and the sum of its kernels' times in such a sequence."""
     import jax
 
-    run, args = compiled(length, length)
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        out = None
-        for _ in range(CALLS):
-            out = run(*args)
-        jax.block_until_ready(out)
-        times.append((time.perf_counter() - start) / CALLS)
-    return statistics.median(times) * 1e6
-
-
-def kernels_us(length: int) -> float:
-    """The sum of the kernels' own times in a call, each launched after its predecessor's end."""
-    import jax
-
-    import jax_deepgemm
     from benchmarks import capture
 
-    with jax_deepgemm.set_pdl(False):  # overlapping kernels count what they overlap twice
-        run, args = compiled(length, length)
+    call = step(length, STREAMING)
 
-    def calls() -> None:
-        jax.block_until_ready([run(*args) for _ in range(CALLS)])
+    def many(count: int) -> None:
+        for _ in range(count):
+            out = call()
+        jax.block_until_ready(out)
 
-    capture.capture_jax(calls)  # the first recording of a process may miss events
-    events = capture.capture_jax(calls)
-    if len(events) != CALLS * length:
-        raise capture.TimerError(f"{CALLS} calls should be {CALLS * length} kernels, recorded {len(events)} events")
-    return sum(event.duration_ns for event in events) / CALLS / 1e3
+    def wall() -> float:
+        start = time.perf_counter()
+        many(calls)
+        return (time.perf_counter() - start) / calls * 1e6
+
+    many(calls)  # until the clocks have risen
+    walls = [wall() for _ in range(repeats)]
+    capture.capture_jax(functools.partial(many, 1))  # the first recording of a process may miss events
+    events = capture.capture_jax(functools.partial(many, 2 * calls))
+    if len(events) != 2 * calls * length:
+        raise capture.TimerError(f"{2 * calls} calls should be {2 * calls * length} kernels, recorded {len(events)}")
+    sums = [sum(e.duration_ns for e in events[i : i + length]) / 1e3 for i in range(0, len(events), length)]
+    return {"wall_us": statistics.median(walls), "kernels_us": statistics.median(sums[calls:])}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks import dense, peers
 from benchmarks.peers import Peer, Prepared, jax_call
+from benchmarks.preparation import shared
 from benchmarks.suite import Suite
 from tests.cases import FP8_FP4, Gemm
 
@@ -28,7 +28,7 @@ def moved_bytes(case: Gemm) -> float:
     return m * (k + 4 * -(-k // 128)) + n * (k // 2 + -(-k // 32)) + 2 * m * n
 
 
-@functools.lru_cache(maxsize=1)
+@shared
 def weights(n: int, k: int) -> tuple[Any, Any]:
     """Around 1/sqrt(k), as they are initialised."""
     import jax
@@ -52,9 +52,11 @@ def operands(case: Gemm) -> Operands:
 def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
     import jax.numpy as jnp
 
-    scale = jnp.repeat(given.b_scale.astype(jnp.float32), 32, axis=1)[:, : case.k]
-    a = dense.dequantised(given.a, given.a_scale, 1)
-    return dense.product_checker(a, given.b.astype(jnp.float32) * scale)
+    def wide(a: Any, a_scale: Any, b: Any, b_scale: Any) -> tuple[Any, ...]:
+        scale = jnp.repeat(b_scale.astype(jnp.float32), 32, axis=1)[:, : case.k]
+        return dense.dequantised(a, a_scale, 1), b.astype(jnp.float32) * scale
+
+    return dense.product_checker(wide, *given[:4])
 
 
 def ours(given: Operands) -> Prepared:

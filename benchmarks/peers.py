@@ -35,12 +35,14 @@ class Prepared(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Peer:
     """`checked`: it computes what we compute, so its result is checked too. `kernel`: count only kernels that contain
-    this text, for a peer whose own launcher may add a layout kernel."""
+    this text, for a peer whose own launcher may add a layout kernel. `alone`: it is prepared while no other is, since
+    its compiler or its library is not made for threads."""
 
     name: str
     prepare: Callable[[Any], Prepared]  # from the suite's operands
     checked: bool = True
     kernel: str = ""
+    alone: bool = False
 
     def counts(self, event: Event) -> bool:
         return self.kernel in event.name
@@ -142,7 +144,7 @@ def cublaslt(operands: Operands) -> Prepared:
 
 
 PEERS = (
-    Peer("deep_gemm", deep_gemm, kernel="fp8_gemm"),
-    Peer("cublaslt", cublaslt, checked=False),
+    Peer("deep_gemm", deep_gemm, kernel="fp8_gemm", alone=True),
+    Peer("cublaslt", cublaslt, checked=False, alone=True),
     Peer("xla", xla),
 )

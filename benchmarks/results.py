@@ -64,7 +64,7 @@ def means(rows: Sequence[Row], groups: Sequence[tuple[str, Callable[[Row], bool]
 
 
 def write(path: str | pathlib.Path, result: dict[str, Any]) -> None:
-    """Written whole after every case, so that a run cut short leaves what it had."""
+    """Written whole each time, so that a run cut short leaves what it had."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ",\n".join("  " + json.dumps(row) for row in result["rows"])

@@ -10,7 +10,10 @@ from typing import Any
 from benchmarks import capture, results, roofline
 from benchmarks.environment import header, warn
 from benchmarks.peers import Peer, Prepared
-from benchmarks.timing import Flush, Timing, measure
+from benchmarks.preparation import Ready, prepare
+from benchmarks.timing import Flush, measure_all
+
+TOGETHER = 14  # cases that are prepared, then recorded, in one go
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,47 +75,32 @@ def choose_timer(timer: str, peers: Sequence[str]) -> tuple[capture.EventSource,
     raise capture.TimerError(f"no timer works: {', '.join(names)}")
 
 
-def prepare(suite: Suite, case: Any, options: Options) -> tuple[dict[str, Prepared], list[str]]:
-    """What can be timed in this case, each checked and warmed up, and what was wrong with the rest."""
-    operands = suite.operands(case)
-    error = suite.checker(case, operands)
-    candidates = [Peer("ours", suite.ours)] + [peer for peer in suite.peers if peer.name in options.peers]
-    ready: dict[str, Prepared] = {}
-    faults: list[str] = []
-    for candidate in candidates:
-        try:
-            prepared = candidate.prepare(operands)
-            fault = error(prepared.result()) if candidate.checked else None
-            for _ in range(2):
-                prepared.call()
-            if not fault:
-                ready[candidate.name] = prepared
-        except Exception as reason:  # a peer that is not there, or not for this case, leaves its column empty
-            fault = f"{type(reason).__name__}: {reason}"
-        if fault:
-            faults.append(f"{candidate.name} {case.sizes}: {fault}")
-    return ready, faults
-
-
-def time_case(
-    suite: Suite, case: Any, options: Options, source: capture.EventSource, flush: Flush
-) -> tuple[dict[str, Timing], list[str]]:
-    """The timings of one case by name ("ours" and the peers that ran), and what went wrong."""
-    ready, faults = prepare(suite, case, options)
-    if "ours" not in ready:
-        return {}, faults
+def time_cases(
+    suite: Suite, cases: Sequence[Ready], options: Options, source: capture.EventSource, flush: Flush
+) -> None:
+    """Adds the timings of each case by name ("ours" and the peers that ran), none where ours did not, and faults."""
     peers = {peer.name: peer for peer in suite.peers}
-    timings = measure(
-        {name: prepared.call for name, prepared in ready.items()},
-        options.reps,
-        source,
-        flush,
-        lambda name, event: name not in peers or peers[name].counts(event),
-    )
-    faults += [f"{name} {case.sizes}: no kernel was recorded" for name in ready if name not in timings]
-    if suite.one_kernel and "ours" in timings and timings["ours"].kernels != 1:
-        faults.append(f"ours {case.sizes}: {timings['ours'].kernels} kernels, must be 1: {timings['ours'].names}")
-    return timings, faults
+
+    def counts(name: str, event: capture.Event) -> bool:
+        return name not in peers or peers[name].counts(event)
+
+    timed = [case for case in cases if "ours" in case.calls]
+    try:
+        found = measure_all([case.calls for case in timed], options.reps, source, flush, counts)
+        for case, timings in zip(timed, found, strict=True):
+            case.timings = timings
+    except Exception as reason:
+        if len(cases) > 1:  # CUPTI drops events when its buffers run full
+            warn(f"{type(reason).__name__}: {reason}; once more, each case in a recording of its own")
+            for case in timed:
+                time_cases(suite, [case], options, source, flush)
+            return
+        timed[0].faults.append(f"{timed[0].case.sizes}: {type(reason).__name__}: {reason}")
+    for case in timed:
+        sizes, ours = case.case.sizes, case.timings.get("ours")
+        case.faults += [f"{name} {sizes}: no kernel was recorded" for name in case.calls if name not in case.timings]
+        if suite.one_kernel and ours and ours.kernels != 1:
+            case.faults.append(f"ours {sizes}: {ours.kernels} kernels, must be 1: {ours.names}")
 
 
 def run(suite: Suite, options: Options) -> int:
@@ -133,26 +121,25 @@ def run(suite: Suite, options: Options) -> int:
     if cases:
         print(results.heading(list(cases[0].sizes), options.peers), flush=True)
     missing = 0
-    for index, case in enumerate(cases):
+    for first in range(0, len(cases), TOGETHER):
         if time.monotonic() > deadline:
-            warn(f"out of time: {len(cases) - index} cases left out")
-            missing += len(cases) - index
+            warn(f"out of time: {len(cases) - first} cases left out")
+            missing += len(cases) - first
             break
-        try:
-            timings, faults = time_case(suite, case, options, source, flush)
-        except Exception as error:
-            timings, faults = {}, [f"{case.sizes}: {type(error).__name__}: {error}"]
-        for fault in faults:
-            warn(fault)
-        if "ours" not in timings:
-            missing += 1
-            continue
-        us = {name: timing.us for name, timing in timings.items()}
-        flops, moved = suite.flops(case), suite.moved_bytes(case)
-        limit = roofline.limit_us(flops, moved, result["peak_tflops"], result["copy_gbs"])
-        row = results.row(getattr(case, "op", suite.op), case.sizes, us.pop("ours"), limit, us)
-        result["rows"].append(row)
-        print(results.line(row, flops, moved, options.peers), flush=True)
+        together = prepare(suite, cases[first : first + TOGETHER], options.peers)
+        time_cases(suite, together, options, source, flush)
+        for ready in together:
+            for fault in ready.faults:
+                warn(fault)
+            if "ours" not in ready.timings:
+                missing += 1
+                continue
+            case, us = ready.case, {name: timing.us for name, timing in ready.timings.items()}
+            flops, moved = suite.flops(case), suite.moved_bytes(case)
+            limit = roofline.limit_us(flops, moved, result["peak_tflops"], result["copy_gbs"])
+            row = results.row(getattr(case, "op", suite.op), case.sizes, us.pop("ours"), limit, us)
+            result["rows"].append(row)
+            print(results.line(row, flops, moved, options.peers), flush=True)
         if options.json:
             results.write(options.json, result)
     for text in results.means(result["rows"], suite.groups, options.peers):

@@ -1,12 +1,15 @@
 """Kernel time of several functions, side by side.
 
-One step is: overwrite the L2 cache, wait, call one function, wait. Steps go round the functions (us, peer, peer, us,
-...), so that a drift of the clocks meets them all alike. The flush kernels then cut the recorded events into steps.
+One step is: overwrite the L2 cache, wait, call one function, wait. The flush kernels then cut the recorded events into
+steps. On a card that is limited by its power, a function's time depends on what ran before it: in `balanced_order` each
+follows each other equally often, and a drift of the clocks meets them all alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -76,8 +79,6 @@ def summarise(
     order: Sequence[str], groups: Sequence[Sequence[Event]], counts: Callable[[str, Event], bool] = lambda *_: True
 ) -> dict[str, Timing]:
     """The timing of each name, from the name and the events of each step. Names without any event are absent."""
-    if len(groups) != len(order):
-        raise TimerError(f"{len(order)} steps ran, the events show {len(groups)}")
     totals: dict[str, list[float]] = {}
     kernels: dict[str, tuple[str, ...]] = {}
     for name, events in zip(order, groups, strict=True):
@@ -88,6 +89,54 @@ def summarise(
     return {name: Timing(statistics.median(us), len(kernels[name]), kernels[name]) for name, us in totals.items()}
 
 
+def balanced_order(names: Sequence[str], reps: int, seed: int = 0) -> list[str]:
+    """Each name at least `reps` times, never twice in a row, and equally often behind each of the others.
+
+    Rounds are Euler circuits of the graph with an edge from every name to every other, each drawn at random: all
+    ordered pairs once, the last of a round with the first of the next.
+    """
+    if len(names) == 1:
+        return [*names] * reps
+    generator = random.Random(seed)
+    order: list[str] = []
+    for _ in range(-(-reps // (len(names) - 1))):
+        unused = {name: generator.sample(others := [n for n in names if n != name], len(others)) for name in names}
+        path, circuit = [names[0]], []
+        while path:  # Hierholzer: go on while an edge is left, else step back and keep what is behind
+            if unused[path[-1]]:
+                path.append(unused[path[-1]].pop())
+            else:
+                circuit.append(path.pop())
+        order += circuit[:-1]  # it ends where it and the next one begin
+    return order
+
+
+def measure_all(
+    cases: Sequence[Mapping[str, Call]],
+    reps: int,
+    source: EventSource,
+    flush: Flush,
+    counts: Callable[[str, Event], bool] = lambda *_: True,
+) -> list[dict[str, Timing]]:
+    """Times the calls of each case `reps` times or a few more, one case after the other, in one recording.
+
+    Warm the calls up first: nothing here is left out.
+    """
+    orders = [balanced_order(list(calls), reps, seed) for seed, calls in enumerate(cases)]
+
+    def run() -> None:
+        for calls, order in zip(cases, orders, strict=True):
+            for name in order:
+                flush()
+                calls[name]()
+
+    groups = steps(source(run), flush.made)
+    if len(groups) != sum(map(len, orders)):
+        raise TimerError(f"{sum(map(len, orders))} steps ran, the events show {len(groups)}")
+    rest = iter(groups)
+    return [summarise(order, list(itertools.islice(rest, len(order))), counts) for order in orders]
+
+
 def measure(
     calls: Mapping[str, Call],
     reps: int,
@@ -95,16 +144,9 @@ def measure(
     flush: Flush,
     counts: Callable[[str, Event], bool] = lambda *_: True,
 ) -> dict[str, Timing]:
-    """Times every call `reps` times. Warm them up first: nothing here is left out."""
-    order = [name for _ in range(reps) for name in calls]
-
-    def run() -> None:
-        for name in order:
-            flush()
-            calls[name]()
-
+    """`measure_all` of one case."""
     try:
-        return summarise(order, steps(source(run), flush.made), counts)
+        return measure_all([calls], reps, source, flush, counts)[0]
     except TimerError as error:  # CUPTI drops events when its buffers run full
         warn(f"{error}; once more")
-        return summarise(order, steps(source(run), flush.made), counts)
+        return measure_all([calls], reps, source, flush, counts)[0]

@@ -45,7 +45,7 @@ struct LaunchConfig {
   uint32_t block[3];
   uint32_t shared_memory;
   Stream stream;
-  LaunchAttribute* attributes;
+  const LaunchAttribute* attributes;
   uint32_t num_attributes;
 };
 static_assert(sizeof(LaunchConfig) == 56 && offsetof(LaunchConfig, stream) == 32);

@@ -35,11 +35,24 @@ struct alignas(64) ParameterChunk {
   std::byte bytes[64];
 };
 
+// An address to be filled in. What a launch reads of its arguments, in few cache lines: the descriptions are cold.
+struct Slot {
+  uint64_t offset;     // bytes from the start of the buffer
+  uint32_t position;   // in the block of parameters
+  uint32_t buffer;     // operands first, then results
+  uint32_t alignment;  // of the address in a tensor map; 0 for a pointer
+  uint32_t argument;   // for errors
+};
+
 // A kernel loaded on one device, ready to launch. Immutable once published.
 struct PreparedLaunch {
   cuda::Context context = nullptr;
   cuda::Function function = nullptr;
+  cuda::LaunchConfig config = {};  // but for the stream
+  cuda::LaunchAttribute attributes[2] = {};
   std::vector<ParameterChunk> parameters;  // scalars and tensor maps in place, addresses to be filled in
+  std::vector<uint32_t> positions;         // of each parameter in their block
+  std::vector<Slot> slots;
 };
 
 }  // namespace
@@ -68,6 +81,7 @@ class LaunchState {
 
  private:
   void CheckParameters(const cuda::Driver& driver, cuda::Kernel kernel) const;
+  void FillConfig(PreparedLaunch& prepared) const;
 
   std::mutex mutex_;
   std::array<std::unique_ptr<PreparedLaunch>, kMaxDevices> prepared_;
@@ -113,6 +127,24 @@ void LaunchState::CheckParameters(const cuda::Driver& driver, cuda::Kernel kerne
   }
 }
 
+void LaunchState::FillConfig(PreparedLaunch& prepared) const {
+  cuda::LaunchConfig& config = prepared.config;
+  std::memcpy(config.grid, launch.grid, sizeof config.grid);
+  std::memcpy(config.block, launch.block, sizeof config.block);
+  config.shared_memory = launch.shared_memory;
+  config.attributes = prepared.attributes;
+  if (launch.cluster_size() > 1) {
+    cuda::LaunchAttribute& attribute = prepared.attributes[config.num_attributes++];
+    attribute.id = cuda::LaunchAttribute::kClusterDimension;
+    attribute.value.cluster = {launch.cluster[0], launch.cluster[1], launch.cluster[2]};
+  }
+  if (launch.pdl) {
+    cuda::LaunchAttribute& attribute = prepared.attributes[config.num_attributes++];
+    attribute.id = cuda::LaunchAttribute::kProgrammaticStreamSerialization;
+    attribute.value.allowed = 1;
+  }
+}
+
 const PreparedLaunch* LaunchState::Prepare(int32_t ordinal, const RemainingArgs& operands,
                                            const RemainingRets& results, bool may_load) {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -129,16 +161,24 @@ const PreparedLaunch* LaunchState::Prepare(int32_t ordinal, const RemainingArgs&
                                            /*large_cluster=*/launch.cluster_size() > 8, may_load);
   CheckParameters(driver, loaded.kernel);
   prepared->function = loaded.function;
+  FillConfig(*prepared);
 
   prepared->parameters.resize((launch.parameter_bytes + sizeof(ParameterChunk) - 1) / sizeof(ParameterChunk));
   auto* block = reinterpret_cast<std::byte*>(prepared->parameters.data());
   for (const Argument& argument : launch.arguments) {
-    std::byte* parameter = block + argument.position;
+    const auto index = static_cast<uint32_t>(prepared->positions.size());
+    const auto position = static_cast<uint32_t>(argument.position);
+    prepared->positions.push_back(position);
     if (argument.kind == Argument::Kind::kScalar) {
-      std::memcpy(parameter, &argument.scalar, argument.size);
-    } else if (argument.kind == Argument::Kind::kTensorMap) {
-      EncodeTensorMap(driver, argument, BufferAddress(operands, results, argument.buffer), parameter);
+      std::memcpy(block + position, &argument.scalar, argument.size);
+      continue;
     }
+    Slot slot = {argument.offset, position, static_cast<uint32_t>(argument.buffer), 0, index};
+    if (argument.kind == Argument::Kind::kTensorMap) {
+      slot.alignment = static_cast<uint32_t>(argument.map.alignment);
+      EncodeTensorMap(driver, argument, BufferAddress(operands, results, argument.buffer), block + position);
+    }
+    prepared->slots.push_back(slot);
   }
   prepared_[ordinal] = std::move(prepared);
   published_[ordinal].store(prepared_[ordinal].get(), std::memory_order_release);
@@ -158,44 +198,27 @@ void FillIn(const cuda::Driver& driver, const LaunchDescription& launch, const P
             const RemainingArgs& operands, const RemainingRets& results, StackParameters& out) {
   std::memcpy(out.block, prepared.parameters.data(), launch.parameter_bytes);
   void** pointer = out.pointers;
-  for (const Argument& argument : launch.arguments) {
-    std::byte* parameter = out.block + argument.position;
-    *pointer++ = parameter;
-    if (argument.kind == Argument::Kind::kScalar) continue;
-    char* address = BufferAddress(operands, results, argument.buffer) + argument.offset;
-    if (argument.kind == Argument::Kind::kPointer) {
+  for (uint32_t position : prepared.positions) *pointer++ = out.block + position;
+  for (const Slot& slot : prepared.slots) {
+    char* address = BufferAddress(operands, results, slot.buffer) + slot.offset;
+    std::byte* parameter = out.block + slot.position;
+    if (slot.alignment == 0) {
       std::memcpy(parameter, &address, sizeof address);
       continue;
     }
-    if (reinterpret_cast<uintptr_t>(address) % argument.map.alignment != 0) {
-      Invalid(argument.label, ": its address ", static_cast<void*>(address), " is not a multiple of ",
-              argument.map.alignment, " bytes");
+    const std::string& label = launch.arguments[slot.argument].label;
+    if (reinterpret_cast<uintptr_t>(address) % slot.alignment != 0) {
+      Invalid(label, ": its address ", static_cast<void*>(address), " is not a multiple of ", slot.alignment, " bytes");
     }
     const cuda::Result result =
         driver.TensorMapReplaceAddress(reinterpret_cast<cuda::TensorMap*>(parameter), address);
-    if (result != cuda::kSuccess) driver.Check(result, Concat(argument.label, ": cuTensorMapReplaceAddress"));
+    if (result != cuda::kSuccess) driver.Check(result, Concat(label, ": cuTensorMapReplaceAddress"));
   }
 }
 
-void Submit(const cuda::Driver& driver, const LaunchDescription& launch, const PreparedLaunch& prepared,
-            cuda::Stream stream, void** parameters) {
-  cuda::LaunchAttribute attributes[2] = {};
-  cuda::LaunchConfig config = {};
-  std::memcpy(config.grid, launch.grid, sizeof config.grid);
-  std::memcpy(config.block, launch.block, sizeof config.block);
-  config.shared_memory = launch.shared_memory;
+void Submit(const cuda::Driver& driver, const PreparedLaunch& prepared, cuda::Stream stream, void** parameters) {
+  cuda::LaunchConfig config = prepared.config;
   config.stream = stream;
-  config.attributes = attributes;
-  if (launch.cluster_size() > 1) {
-    cuda::LaunchAttribute& attribute = attributes[config.num_attributes++];
-    attribute.id = cuda::LaunchAttribute::kClusterDimension;
-    attribute.value.cluster = {launch.cluster[0], launch.cluster[1], launch.cluster[2]};
-  }
-  if (launch.pdl) {
-    cuda::LaunchAttribute& attribute = attributes[config.num_attributes++];
-    attribute.id = cuda::LaunchAttribute::kProgrammaticStreamSerialization;
-    attribute.value.allowed = 1;
-  }
   cuda::ScopedContext current(driver, prepared.context);
   const cuda::Result result = driver.LaunchKernelEx(&config, prepared.function, parameters, nullptr);
   if (result != cuda::kSuccess) driver.Check(result, "cuLaunchKernelEx");
@@ -229,7 +252,7 @@ Error Execute(LaunchState* state, cuda::Stream stream, int32_t ordinal, Remainin
     }
     StackParameters parameters;
     FillIn(driver, state->launch, *prepared, operands, results, parameters);
-    Submit(driver, state->launch, *prepared, stream, parameters.pointers);
+    Submit(driver, *prepared, stream, parameters.pointers);
   });
 }
 

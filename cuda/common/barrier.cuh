@@ -26,6 +26,21 @@ struct Barrier {
             : "memory");
     }
 
+    // Whether that phase has ended; does not wait.
+    __device__ __forceinline__ bool passed(u32 parity) {
+        u32 done;
+        asm volatile(
+            "{\n"
+            ".reg .pred p;\n"
+            "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n"
+            "}\n"
+            : "=r"(done)
+            : "r"(shared_address(this)), "r"(parity)
+            : "memory");
+        return done != 0;
+    }
+
     // As `wait`, and what other CTAs of the cluster wrote to shared memory before they arrived is visible after it.
     __device__ __forceinline__ void wait_cluster(u32 parity) {
         asm volatile(

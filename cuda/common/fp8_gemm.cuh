@@ -143,8 +143,7 @@ struct Fp8Gemm {
     // By a vote the compiler knows it to be the same for all of a warp, and keeps what depends on it, such as the
     // operands' descriptors, in uniform registers. Measured with scales by rows only.
     static __device__ __forceinline__ u32 math_group() {
-        if constexpr (Config::kScaleN == 1) return __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
-        return threadIdx.x / 128;
+        return kGroups == 1 ? 0 : __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
@@ -169,9 +168,9 @@ struct Fp8Gemm {
     }
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount, class Wait, class Release>
+    template <u32 kCount, class Wait, class Look, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
-                                                u32 row, Fragment at, u32 shift, Wait wait_scales,
+                                                u32 row, Fragment at, u32 shift, Wait wait_scales, Look look_ahead,
                                                 Release release_stage) {
         float product[kCount][kAccumulators];
         typename Scaling::Scales scales[kCount];
@@ -186,6 +185,7 @@ struct Fp8Gemm {
         wait_scales();
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
+        look_ahead();
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
@@ -213,26 +213,34 @@ struct Fp8Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
+            bool landed = false;
 #pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
-                shared.full(pipe.stage).wait(pipe.phase);
+                if (!landed) shared.full(pipe.stage).wait(pipe.phase);
 #pragma unroll
                 for (u32 w = 0; w < kWaves; ++w) {
                     const u32 row = (w * kGroups + group) * 64;
                     const auto wait_scales = [&] {
                         if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
                     };
+                    const auto look_ahead = [&] {
+                        if (w != kWaves - 1) return;
+                        Pipeline next = pipe;
+                        next.advance();
+                        landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
+                    };
                     const auto release_stage = [&] {
                         if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
                     if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales,
+                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales, look_ahead,
                                            release_stage);
                     } else {
 #pragma unroll 1
                         for (u32 j = 0; j < count; ++j)
-                            step<1>(shared, sum[w], first + j, group, row, at, shift, wait_scales, [] {});
+                            step<1>(shared, sum[w], first + j, group, row, at, shift, wait_scales, [] {}, [] {});
+                        landed = false;
                         release_stage();
                     }
                 }

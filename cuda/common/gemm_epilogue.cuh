@@ -39,63 +39,75 @@ struct GemmEpilogue {
         }
     }
 
-    // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so
-    // that no warp waits for another, and waits for its store of kStoreBuffers atoms ago alone.
-    static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
-                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n) {
-        constexpr u32 kAtom = Layout::kAtomColumns, kAtomRow = Config::kStoreAtomBytes;
-        constexpr u32 kAtoms = kColumns / kAtom, kBuffers = Config::kStoreBuffers;
-        static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
-        static_assert(Columns::fits(kAtom), "a box of columns stays together in D");
-        u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
+    // The accumulators of one atom of columns, C added, to shared memory as TMA swizzles it.
+    static __device__ __forceinline__ void stage_atom(u8* atom, float (&v)[kAccumulators], u32 first, const Out* c,
+                                                      u32 row, u32 at_n, Fragment at, u32 lane, u32 m, u32 n) {
+        constexpr u32 kAtomRow = Config::kStoreAtomBytes;
 #pragma unroll
-        for (u32 w = 0; w < kWaves; ++w) {
-            const u32 row = corner.row + (w * kGroups + group) * 64;
-            float (&v)[kAccumulators] = sum[w];
+        for (u32 within = 0; within < Layout::kAtomColumns; within += 16) {
+            const u32 i = (first + within) / 2;
+            if constexpr (Config::kHasC && !kAddInPlace) {
+                add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row, at_n + within, m, n);
+                add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row, at_n + within + 8, m, n);
+            }
+            if constexpr (sizeof(Out) == 2) {
+                const u32 to = swizzled<kAtomRow>(lane % 16 * kAtomRow + (within + lane / 16 * 8) * 2);
+                asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                                 shared_address(atom + to)),
+                             "r"(pack_bf16(v[i], v[i + 1])), "r"(pack_bf16(v[i + 2], v[i + 3])),
+                             "r"(pack_bf16(v[i + 4], v[i + 5])), "r"(pack_bf16(v[i + 6], v[i + 7]))
+                             : "memory");
+            } else {
 #pragma unroll
-            for (u32 j = 0; j < kAtoms; ++j) {
-                u8* const atom = staging + (w * kAtoms + j) % kBuffers * Layout::kAtomBytes;
-                // Of the lane that stores: the others have none. Every tile begins with the first buffer.
-                if (kWaves * kAtoms % kBuffers != 0 && w == 0 && j == 0) tma_store_wait_read<0>();
-                tma_store_wait_read<kBuffers - 1>();
-                __syncwarp();
-#pragma unroll
-                for (u32 within = 0; within < kAtom; within += 16) {
-                    const u32 column = j * kAtom + within, i = column / 2;
-                    if constexpr (Config::kHasC && !kAddInPlace) {
-                        const u32 at_n = corner.column + column + at.column;
-                        add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row + at.row, at_n, m, n);
-                        add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row + at.row, at_n + 8, m, n);
-                    }
-                    if constexpr (sizeof(Out) == 2) {
-                        const u32 to = swizzled<kAtomRow>(lane % 16 * kAtomRow + (within + lane / 16 * 8) * 2);
-                        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                                         shared_address(atom + to)),
-                                     "r"(pack_bf16(v[i], v[i + 1])), "r"(pack_bf16(v[i + 2], v[i + 3])),
-                                     "r"(pack_bf16(v[i + 4], v[i + 5])), "r"(pack_bf16(v[i + 6], v[i + 7]))
-                                     : "memory");
-                    } else {
-#pragma unroll
-                        for (u32 q = 0; q < 4; ++q) {
-                            const u32 to = (lane / 4 + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
-                            *reinterpret_cast<float2*>(atom + swizzled<kAtomRow>(to)) =
-                                make_float2(v[i + 2 * q], v[i + 2 * q + 1]);
-                        }
-                    }
-                }
-                fence_async_proxy();
-                __syncwarp();
-                if (lane == 0) {
-                    if constexpr (kAddInPlace) {
-                        tma_reduce_add_2d(d_map, atom, corner.column + j * kAtom, row + warp * 16);
-                    } else {
-                        tma_store_2d(d_map, atom, Columns::at(corner.column + j * kAtom), row + warp * 16);
-                    }
-                    tma_store_commit();
+                for (u32 q = 0; q < 4; ++q) {
+                    const u32 to = (lane / 4 + q % 2 * 8) * kAtomRow + (within + q / 2 * 8 + at.column) * 4;
+                    *reinterpret_cast<float2*>(atom + swizzled<kAtomRow>(to)) =
+                        make_float2(v[i + 2 * q], v[i + 2 * q + 1]);
                 }
             }
         }
+    }
+
+    // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so
+    // that no warp waits for another. Atoms go in rounds: a fence, which waits for all of a warp's shared memory, and
+    // a wait for the store engine cost more than the copies between them.
+    static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
+                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
+                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n) {
+        constexpr u32 kAtom = Layout::kAtomColumns, kAtoms = kColumns / kAtom, kAll = kWaves * kAtoms;
+        constexpr u32 kBuffers = Config::kStoreBuffers;
+        constexpr u32 kRound = kBuffers == kAll ? kAtoms : kBuffers > 1 ? kBuffers / 2 : 1;
+        static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
+        static_assert(Columns::fits(kAtom), "a box of columns stays together in D");
+        u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
+        unrolled<ceil_div(kAll, kRound)>([&](auto round) {
+            constexpr u32 kFirst = round.value * kRound, kCount = kAll - kFirst < kRound ? kAll - kFirst : kRound;
+            // Of the lane that stores: the others have none. Every tile begins with the first buffer.
+            if constexpr (kFirst == 0 && kAll % kBuffers != 0) tma_store_wait_read<0>();
+            tma_store_wait_read<kBuffers / kRound - 1>();
+            __syncwarp();
+            unrolled<kCount>([&](auto i) {
+                constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
+                stage_atom(staging + kIndex % kBuffers * Layout::kAtomBytes, sum[kWave], kColumn, c,
+                           corner.row + (kWave * kGroups + group) * 64 + at.row, corner.column + kColumn + at.column,
+                           at, lane, m, n);
+            });
+            fence_async_proxy();
+            __syncwarp();
+            if (lane == 0) {
+                unrolled<kCount>([&](auto i) {
+                    constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
+                    const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
+                    const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
+                    if constexpr (kAddInPlace) {
+                        tma_reduce_add_2d(d_map, atom, corner.column + kColumn, row);
+                    } else {
+                        tma_store_2d(d_map, atom, Columns::at(corner.column + kColumn), row);
+                    }
+                });
+                tma_store_commit();
+            }
+        });
     }
 
     static __device__ __forceinline__ void store_by_split(const Shared& shared,

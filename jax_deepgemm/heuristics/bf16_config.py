@@ -41,7 +41,7 @@ class Bf16GemmConfig(GemmConfig):
     STAGE_BARRIERS = 2  # no scales
 
     @property
-    def ENOUGH_STAGES(self) -> int:  # type: ignore[override]
+    def enough_stages(self) -> int:
         return self.least_stages
 
     @property

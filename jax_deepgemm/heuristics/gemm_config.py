@@ -34,7 +34,6 @@ class GemmConfig:
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
     STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
-    ENOUGH_STAGES: ClassVar[int] = 5  # beyond which shared memory serves the store better
 
     def __post_init__(self) -> None:
         for name in ("split_k", "cluster_rows", "cluster_columns", "group", "stage_blocks"):
@@ -99,16 +98,21 @@ class GemmConfig:
             return Store(32, 1)
         choices = self._stores(out_bytes)
         stages = [self._stages(self._staging(s), smem_bytes) for s in choices]
-        enough = min(self.ENOUGH_STAGES, max(stages))
+        enough = min(self.enough_stages, max(stages))
         return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
+
+    @property
+    def enough_stages(self) -> int:
+        """Beyond this shared memory serves the store better: a round of the store's ring costs some 400 cycles."""
+        return min(5, ceil_div(128 * 1024, self.stage_bytes()))
 
     def _stores(self, out_bytes: int) -> list[Store]:
         """The most shared memory first."""
         row_bytes = self.columns * out_bytes
         widest = next(b for b in (128, 64, 32) if row_bytes % b == 0)
         whole = row_bytes // widest * self.waves
-        choices = [Store(widest, whole)]
-        choices += [Store(b, n) for b, n in ((widest, 2), (widest // 2, 4), (widest // 2, 2)) if b >= 16 * out_bytes]
+        rings = ((widest, whole), (widest, whole // 2), (widest, 4), (widest, 2), (widest // 2, 4), (widest // 2, 2))
+        choices = [Store(b, n) for b, n in rings if b >= 16 * out_bytes and 0 < n <= whole]
         return [s for s in choices if row_bytes // s.atom_bytes * self.waves % s.buffers == 0]
 
     def stage_bytes(self) -> int:
@@ -140,6 +144,10 @@ class GemmConfig:
 
     def _stages(self, epilogue: int, smem_bytes: int) -> int:
         return min(32, (smem_bytes - epilogue - 16) // self.stage_bytes())
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def align(value: int, multiple: int) -> int:

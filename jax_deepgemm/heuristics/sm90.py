@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
 
 # Clusters of a size that an H100 holds at once: its 132 processors come in groups of 16 and 18, some cut short.
 RESIDENT_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
@@ -106,7 +106,3 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
 def resident_clusters(size: int, num_sms: int) -> int:
     """How many clusters of `size` CTAs run at once; with fewer processors, their share."""
     return max(1, min(RESIDENT_CLUSTERS[size], num_sms // size))
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
