@@ -21,8 +21,6 @@
 
 template <class Config, class Scaling>
 struct Fp8Runs;  // fp8_runs.cuh
-template <class Config, class Scaling>
-struct Fp8Early;
 
 template <class Config, class Scaling>
 struct Fp8Gemm {
@@ -96,7 +94,7 @@ struct Fp8Gemm {
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     tma_load_2d(shared.out_box(pipe.stage, j), c_map, full,
-                                corner.column + (box + j) * Layout::kOutBoxColumns, corner.row);
+                                corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
                 }
             }
         }
@@ -311,9 +309,7 @@ struct Fp8Gemm {
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();
-            if constexpr (Config::kEarly > 0) {
-                Fp8Early<Config, Scaling>::compute(shared, d_map, c, m, n, k);
-            } else if constexpr (Config::kAhead > 0) {
+            if constexpr (Config::kAhead > 0) {
                 Fp8Runs<Config, Scaling>::compute(shared, d_map, c, m, n, k);
             } else {
                 compute(shared, d_map, c, d, m, n, k);

@@ -112,8 +112,13 @@ struct RingOutput {
 #pragma unroll
                     for (u32 w = 0; w < kWaves; ++w) {
                         const u32 row = (w * kGroups + group) * 64 + warp * 16;
-                        tma_store_2d(d_map, shared.out_box(pipe.stage, j) + row * 128,
-                                     corner.column + (kFirst + j) * Layout::kOutBoxColumns, corner.row + row);
+                        const u8* const from = shared.out_box(pipe.stage, j) + row * 128;
+                        const u32 column = corner.column + (kFirst + j) * Layout::kOutBoxColumns;
+                        if constexpr (Config::kHasC) {  // a sum that grows is read again much later
+                            tma_store_2d(d_map, from, column, corner.row + row, l2_evict_first());
+                        } else {
+                            tma_store_2d(d_map, from, column, corner.row + row);
+                        }
                     }
                 }
                 tma_store_commit();

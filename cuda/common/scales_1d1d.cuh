@@ -10,15 +10,18 @@ struct Scales1d1d {
     using Layout = SharedLayout<Config, Operands>;
     using Shared = SharedMemory<Config, Operands>;
     static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
-    static constexpr u32 kBlocks = Config::kAhead > 0 ? 2 : Config::kStageBlocks;
+    static constexpr u32 kBlocks = Config::kAhead > 1 ? 2 : Config::kStageBlocks;  // products under way
 
     // What is read, and multiplied, while the tensor cores work costs no time after them, but registers: the scale of
     // each accumulator, or else those of some columns, four at a time; the others follow as those are used up.
     static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks);
     static constexpr u32 kFree = Config::kMathGroups > 1 ? 200 : 224;
-    static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree;
+    static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree && Config::kWaves == 1;
     static constexpr u32 kFours = kColumns / 16;
-    static constexpr u32 kFoursAhead = Config::kQuads;
+    static constexpr u32 kMost = kFree > kHeld ? (kFree - kHeld) / (4 * Config::kStageBlocks) : 0, kRoom = kMost > 2 ? kMost : 2;
+    // Of a tile in two waves those that stay are good for both.
+    static constexpr bool kStay = Config::kAhead == 1 && Config::kWaves == 2;
+    static constexpr u32 kFoursAhead = kStay && kFours > 7 ? 7 : Config::kAhead == 1 || kRoom > kFours ? kFours : kRoom;
     static constexpr bool kReadsLate = !kAllAhead && kFoursAhead < kFours;
 
     static_assert(!Config::kSwap && kColumns % 16 == 0, "scales are read for 16 columns at once");
@@ -53,46 +56,20 @@ struct Scales1d1d {
         }
     };
 
-    // Read before the products are issued: B's for the block, A's for a wave.
-    struct Early {
-        float upper, lower;
-        float4 fours[kFours];
-
-        __device__ __forceinline__ void read_columns(const Shared& shared, u32 block, u32 column) {
-            const float* const from = shared.scales_b(block) + column / 2 * Operands::kScalesPitch;
-#pragma unroll
-            for (u32 i = 0; i < kFours; ++i) fours[i] = reinterpret_cast<const float4*>(from)[i];
-        }
-
-        __device__ __forceinline__ void read_rows(const Shared& shared, u32 block, u32 row) {
-            const float* const rows = shared.scales_a(block);
-            upper = rows[row], lower = rows[row + 8];
-        }
-
-        __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators]) const {
-#pragma unroll
-            for (u32 i = 0; i < kFours; ++i) {
-                add_four(&sum[8 * i], &product[8 * i], fours[i].x, fours[i].y);
-                add_four(&sum[8 * i + 4], &product[8 * i + 4], fours[i].z, fours[i].w);
-            }
-        }
-
-        __device__ __forceinline__ void add_four(float* sum, const float* product, float even, float odd) const {
-            sum[0] += upper * even * product[0], sum[1] += upper * odd * product[1];
-            sum[2] += lower * even * product[2], sum[3] += lower * odd * product[3];
-        }
-    };
-
     struct Scales {
         float upper, lower;
         const float4* columns;
         float ahead[kAllAhead ? kAccumulators : 1];
         float4 fours[kAllAhead ? 1 : kFoursAhead];
 
-        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
+        __device__ __forceinline__ void read_rows(const Shared& shared, u32 block, u32 row) {
             const float* const rows = shared.scales_a(block);
-            columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Operands::kScalesPitch);
             upper = rows[row], lower = rows[row + 8];
+        }
+
+        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
+            read_rows(shared, block, row);
+            columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Operands::kScalesPitch);
             if constexpr (kAllAhead) {
 #pragma unroll
                 for (u32 i = 0; i < kFours; ++i) {
@@ -117,8 +94,8 @@ struct Scales1d1d {
             } else {
 #pragma unroll
                 for (u32 i = 0; i < kFours; ++i) {
-                    const float4 four = fours[i % kFoursAhead];
-                    if (i + kFoursAhead < kFours) fours[i % kFoursAhead] = columns[i + kFoursAhead];
+                    const float4 four = kStay && i >= kFoursAhead ? columns[i] : fours[i % kFoursAhead];
+                    if (!kStay && i + kFoursAhead < kFours) fours[i % kFoursAhead] = columns[i + kFoursAhead];
                     add_four(&sum[8 * i], &product[8 * i], four.x, four.y);
                     add_four(&sum[8 * i + 4], &product[8 * i + 4], four.z, four.w);
                     // So that the compiler does not gather the reads.

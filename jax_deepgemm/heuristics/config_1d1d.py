@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
+
+MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmConfig1d1d(GemmConfig):
     """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows."""
 
-    ahead: int = 0  # blocks of K in a run: while one is promoted, the product of the next is under way; 0: no runs
+    # Blocks of K in a run: while one is promoted, the product of the next is under way. 1: one block after the other, whose
+    # scales are read before the product is issued. 0: as `GemmConfig`.
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        if self.ahead and (self.waves > 1 or self.stage_blocks > 1 or self.split_k > 1):
-            raise ValueError(f"`ahead` must be 0 with two waves, several blocks a stage or a split K, got {self}")
+        if self.ahead and (self.stage_blocks > 1 or self.split_k > 1):
+            raise ValueError(f"`ahead` must be 0 with several blocks a stage or a split K, got {self}")
+        if self.ahead > 1 and self.waves > 1:
+            raise ValueError(f"`ahead` must be 0 or 1 with two waves, got {self}")
+        if self.ahead == 1 and self.columns > MOST_COLUMNS_ALONE:
+            raise ValueError(f"`columns` must be at most {MOST_COLUMNS_ALONE} where `ahead` is 1, got {self}")
         super().__post_init__()
 
     def store(self, out_bytes: int, smem_bytes: int) -> Store:
-        """Through the ring of stages, where whole boxes of 128 bytes do; a run needs two stages beside."""
+        """Through the ring of stages, without buffers, where whole boxes of 128 bytes do; else as `GemmConfig`."""
         boxes, rest = divmod(self.columns * out_bytes, 128)
         in_stage = self.stage_blocks * (self.rows + self.columns) // self.rows
-        needed = -(-boxes // in_stage) + (2 if self.ahead else 0)
+        needed = ceil_div(boxes, in_stage) + (2 if self.ahead and self.waves == 1 else 0)
         if self.stores_by_tma and not rest and self._stages(0, smem_bytes) >= needed:
             return Store(128, 0)
         return super().store(out_bytes, smem_bytes)
 
     def registers(self) -> int:
-        return self.columns // 2 * (self.waves + (2 if self.ahead else self.stage_blocks))
+        return self.columns // 2 * (self.waves + (2 if self.ahead > 1 else self.stage_blocks))
 
     def block_bytes(self) -> int:
         pitch = align(self.columns // 4 - 4, 8) + 4  # of the scales that a thread reads, four at once
