@@ -22,7 +22,13 @@ def parser() -> argparse.ArgumentParser:
     add("--case", action="append", default=[], metavar="m=1,k=7168", help="only cases of these sizes; repeatable")
     add("--reps", type=int, default=Options.reps, help="repetitions of each case and function")
     add("--timer", choices=["auto", *SOURCES], default=Options.timer, help="which profiler reads CUPTI")
-    add("--budget", type=float, default=Options.budget, metavar="S", help="prepare no further cases after so many seconds")
+    add(
+        "--budget",
+        type=float,
+        default=Options.budget,
+        metavar="S",
+        help="begin no further cases after so many seconds",
+    )
     add("--commit", metavar="TEXT", help="where there is no git: output of git describe --always --abbrev=40 --dirty")
     add("--warm-peers", action="store_true", help="only let the peers compile what they need, in parallel")
     add("--processes", type=int, default=8, help="of --warm-peers")

@@ -50,13 +50,9 @@ def operands(case: Gemm) -> Operands:
 
 
 def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
-    import jax.numpy as jnp
-
-    def wide(a: Any, a_scale: Any, b: Any, b_scale: Any) -> tuple[Any, ...]:
-        scale = jnp.repeat(b_scale.astype(jnp.float32), 32, axis=1)[:, : case.k]
-        return dense.dequantised(a, a_scale, 1), b.astype(jnp.float32) * scale
-
-    return dense.product_checker(wide, *given[:4])
+    b = dense.in_float32(given.b)
+    b *= dense.in_float32(given.b_scale).repeat(32, axis=1)[:, : case.k]
+    return dense.product_checker(dense.dequantised(given.a, given.a_scale, 1), b)
 
 
 def ours(given: Operands) -> Prepared:
@@ -66,7 +62,7 @@ def ours(given: Operands) -> Prepared:
     def fp8_fp4_gemm_nt(a, a_scale_t, b, b_scale):
         return jax_deepgemm.fp8_fp4_gemm_nt((a, a_scale_t.T), (b, b_scale))
 
-    return jax_call(fp8_fp4_gemm_nt, given.a, given.a_scale.T.copy(), given.b, given.b_scale)
+    return jax_call(fp8_fp4_gemm_nt, given.a, peers.transposed(given.a_scale), given.b, given.b_scale)
 
 
 def fp8(given: Operands) -> Prepared:

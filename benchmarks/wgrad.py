@@ -9,6 +9,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import dense, peers
 from benchmarks.peers import Peer, Prepared
 from benchmarks.suite import Suite
@@ -50,10 +52,8 @@ def operands(case: Gemm) -> Operands:
 
 
 def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
-    def wide(a: Any, a_scale: Any, b: Any, b_scale: Any, c: Any) -> tuple[Any, ...]:
-        return dense.dequantised(a, a_scale, 1), dense.dequantised(b, b_scale, 1), c
-
-    return dense.product_checker(wide, *given)
+    a, b = dense.dequantised(given.a, given.a_scale, 1), dense.dequantised(given.b, given.b_scale, 1)
+    return dense.product_checker(a, b, np.asarray(given.c))
 
 
 def accumulating(function: Callable[..., Any], given: Operands, *fixed: Any) -> Prepared:
@@ -80,7 +80,7 @@ def ours(given: Operands) -> Prepared:
         return jax_deepgemm.fp8_gemm_nt((a, a_scale_t.T), (b, b_scale_t.T), c=c, out_dtype=jnp.float32, recipe=RECIPE)
 
     a, a_scale, b, b_scale, _ = given
-    return accumulating(fp8_gemm_nt, given, a, a_scale.T.copy(), b, b_scale.T.copy())
+    return accumulating(fp8_gemm_nt, given, a, peers.transposed(a_scale), b, peers.transposed(b_scale))
 
 
 def xla(given: Operands) -> Prepared:

@@ -456,13 +456,13 @@ def test_a_chain_is_launches_with_nothing_between(shapes):
 
 
 def test_chain_rows(monkeypatch):
-    answers = iter([{"host_us": 80.0, "further_us": 3.0, "wall_us": 210.0, "kernels_us": 200.0}, None])
+    answers = iter([None, {"host_us": 80.0, "further_us": 3.0, "wall_us": 210.0, "kernels_us": 200.0}])
     started = []
     monkeypatch.setattr(jit, "worker", lambda *arguments, **variables: started.append((*arguments, variables)))
     monkeypatch.setattr(jit, "together", lambda workers: [next(answers)])
     monkeypatch.setenv("XLA_FLAGS", "--one --xla_gpu_enable_command_buffer=")
-    host, further, wall = jit.chain_rows()  # with command buffers the worker failed
+    host, further, wall = jit.chain_rows()  # without command buffers the worker failed
     assert (host["us"], further["us"], wall["us"], wall["limit_us"]) == (4.0, 3.0, 210.0, 200.0)
-    assert host["case"] == {"chain": 20} and "command buffers off" in wall["op"]
+    assert host["case"] == {"chain": 20} and "command buffers on" in wall["op"]
     off = {"XLA_FLAGS": "--one --xla_gpu_enable_command_buffer="}
     assert started == [("chain", off), ("chain", {"XLA_FLAGS": "--one"})]

@@ -143,7 +143,13 @@ def test_each_recipe_has_its_kernel() -> None:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"rows": 192}, "`rows` must be 64, 128 or 256, got 192"),
+        ({"rows": 96}, "`rows` must be 64, 128, 192 or 256, got 96"),
+        ({"ahead": 1}, "`ahead` must be 0 or 2 to 8"),
+        ({"ahead": 9}, "`ahead` must be 0 or 2 to 8"),
+        ({"ahead": 2, "rows": 192}, "`ahead` must be 0 with"),
+        ({"ahead": 2, "swap": True}, "`ahead` must be 0 with"),
+        ({"ahead": 2, "stage_blocks": 2, "columns": 64}, "`ahead` must be 0 with"),
+        ({"ahead": 2, "columns": 160}, "more than there are registers"),
         ({"columns": 24}, "`columns` must be a multiple of 16 up to 192, got 24"),
         ({"columns": 208}, "`columns` must be"),
         ({"columns": 0}, "`columns` must be"),

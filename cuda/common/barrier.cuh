@@ -94,6 +94,29 @@ struct Barrier {
     }
 };
 
+// racecheck credits a thread that arrives on an mbarrier with its own accesses alone, not with those that a __syncwarp or
+// a named barrier has ordered before it. For it the tests compile kernels in which every thread arrives.
+#ifdef EVERY_THREAD_ARRIVES
+constexpr u32 kWarpArrivals = 32;
+#else
+constexpr u32 kWarpArrivals = 1;
+#endif
+
+// Arrives kWarpArrivals times, for the warp, on the barrier at this offset in each of kCtas CTAs of the cluster.
+template <u32 kCtas = 1>
+__device__ __forceinline__ void arrive_warp(Barrier& barrier, u32 lane) {
+    if constexpr (kWarpArrivals == 1) __syncwarp();
+    const bool every = kWarpArrivals > 1;
+    if constexpr (kCtas == 1) {
+        if (every || lane == 0) barrier.arrive();
+    } else if constexpr (kWarpArrivals > 1) {
+#pragma unroll
+        for (u32 rank = 0; rank < kCtas; ++rank) barrier.arrive_remote(rank);
+    } else {
+        if (lane < kCtas) barrier.arrive_remote(lane);
+    }
+}
+
 // Makes initialised barriers visible to TMA and to the other CTAs of the cluster; a barrier must follow.
 __device__ __forceinline__ void fence_barrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -216,8 +216,7 @@ struct Fp4Feed {
                            block < count);
                 }
                 fence_async_proxy();
-                __syncwarp();
-                if (lane == 0) full.arrive();
+                arrive_warp(full, lane);
                 if (kStageBlocks > 1 || within == kTaskBlocks - 1 || i + 1 == walk.k_blocks) {
                     if (loads.valid()) load(weights_map, loads, packed.stage);
                     loads.advance(Layout::kUnitBlocks);

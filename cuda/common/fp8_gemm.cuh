@@ -23,6 +23,9 @@ template <class Config, class Scaling>
 struct Fp8Runs;  // fp8_runs.cuh
 
 template <class Config, class Scaling>
+struct Fp8ByRowsLoop;  // fp8_by_rows.cuh
+
+template <class Config, class Scaling>
 struct Fp8Gemm {
     using Settings = Config;
     using Operands = typename Scaling::Operands;
@@ -138,31 +141,39 @@ struct Fp8Gemm {
         wgmma_commit();
     }
 
-    // By a vote the compiler knows it to be the same for all of a warp, and keeps what depends on it, such as the
-    // operands' descriptors, in uniform registers. Measured with scales by rows only.
+    // By votes the compiler knows it to be the same for all of a warp, and keeps what depends on it, such as the
+    // operands' descriptors, in uniform registers.
     static __device__ __forceinline__ u32 math_group() {
-        return kGroups == 1 ? 0 : __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
+        u32 group = 0;
+#pragma unroll
+        for (u32 g = 1; g < kGroups; ++g) group += __any_sync(0xffffffff, threadIdx.x >= g * 128) ? 1 : 0;
+        return group;
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
-        __syncwarp();
-        if constexpr (kCluster == 1) {
-            if (lane == 0) shared.empty(stage).arrive();
-        } else {
-            if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
-        }
+        arrive_warp<kCluster>(shared.empty(stage), lane);
     }
 
-    // Two warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and
-    // while one promotes the tensor cores work for the other. In step they would both promote, then both wait.
-    static constexpr u32 kTurnBarrier = 4;
+    // Warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and while
+    // one promotes the tensor cores work for the others. In step they would all promote, then all wait.
+    static constexpr u32 kTurnBarrier = 4, kTurnThreads = 256;  // the one who waits and the one who passes
 
     static __device__ __forceinline__ void wait_turn(u32 group) {
-        if constexpr (kGroups == 2) named_barrier_sync(kTurnBarrier + group, kMathThreads);
+        if constexpr (kGroups > 1) named_barrier_sync(kTurnBarrier + group, kTurnThreads);
     }
 
     static __device__ __forceinline__ void pass_turn(u32 group) {
-        if constexpr (kGroups == 2) named_barrier_arrive(kTurnBarrier + (group ^ 1), kMathThreads);
+        if constexpr (kGroups > 1)
+            named_barrier_arrive(kTurnBarrier + (group == kGroups - 1 ? 0 : group + 1), kTurnThreads);
+    }
+
+    static __device__ __forceinline__ void begin_turns(u32 group) {
+        if (group == kGroups - 1) pass_turn(group);
+    }
+
+    // Takes the turn that nobody took.
+    static __device__ __forceinline__ void end_turns(u32 group) {
+        if (group == 0) wait_turn(group);
     }
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
@@ -193,6 +204,14 @@ struct Fp8Gemm {
         });
     }
 
+    // D's columns that are not the product's.
+    static __device__ __forceinline__ void fill_columns(Out* d, Tile corner, u32 m, u32 n, u32 thread) {
+        if constexpr (Columns::kFills) {
+            const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
+            Columns::template fill<Layout::kTileM, Layout::kTileN, kMathThreads>(d, m0, n0, m, n, thread);
+        }
+    }
+
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
                                                    u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = math_group(), warp = thread / 32 % 4, lane = thread % 32;
@@ -201,7 +220,7 @@ struct Fp8Gemm {
         Pipeline pipe;
         RingOutput<Fp8Gemm> output;
         u32 tile_phase = 0;
-        if (group == 1) pass_turn(group);
+        begin_turns(group);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
@@ -253,13 +272,9 @@ struct Fp8Gemm {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n);
             }
-            if constexpr (Columns::kFills) {
-                const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-                if (kSplitK == 1 || walk.rank == 0)
-                    Columns::template fill<Layout::kTileM, Layout::kTileN, kMathThreads>(d, m0, n0, m, n, thread);
-            }
+            if (kSplitK == 1 || walk.rank == 0) fill_columns(d, corner, m, n, thread);
         }
-        if (group == 0) wait_turn(group);  // the turn that nobody took
+        end_turns(group);
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
     }
 
@@ -279,12 +294,12 @@ struct Fp8Gemm {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1);
                 shared.scales_full(lane).init(32);
-                shared.empty(lane).init(kMathWarps * kCluster);
+                shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
             }
             if (lane == 0) {
                 if constexpr (kSplitK > 1) {
-                    shared.partials_ready().init(kSplitK);
-                    shared.partials_read().init(kSplitK);
+                    shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
+                    shared.partials_read().init(kSplitK * Epilogue::kSplitArrivals);
                 }
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);
@@ -301,16 +316,18 @@ struct Fp8Gemm {
         wait_for_predecessor();
         release_successor();
 
-        // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Math warps that asked for more
-        // than the producer gives back would wait for ever.
+        // Three warpgroups start with 168 registers a thread, four with 128: 3 x 168 = 40 + 2 x 232, 4 x 128 = 32 + 3 x
+        // 160. Math warps that asked for more than the producer gives back would wait for ever.
         if (warp >= kMathWarps) {
-            if constexpr (kGroups > 1) registers_decrease<40>();  // one warpgroup has registers enough
+            if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();  // one has registers enough
             if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
         } else {
-            if constexpr (kGroups > 1) registers_increase<232>();
-            if constexpr (Config::kAhead > 0) {
-                Fp8Runs<Config, Scaling>::compute(shared, d_map, c, m, n, k);
+            if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
+            if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
+                Fp8ByRowsLoop<Config, Scaling>::compute(shared, d_map, c, m, n, k);
+            } else if constexpr (Config::kAhead > 0) {
+                Fp8Runs<Config, Scaling>::compute(shared, d_map, c, d, m, n, k);
             } else {
                 compute(shared, d_map, c, d, m, n, k);
             }

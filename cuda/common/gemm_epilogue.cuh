@@ -20,6 +20,8 @@ struct GemmEpilogue {
     using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kAccumulators = kColumns / 2, kMathThreads = kGroups * 128, kSplitK = Config::kSplitK;
+    // For each CTA's partial tile on each CTA's barriers.
+    static constexpr u32 kSplitArrivals = kWarpArrivals == 1 ? 1 : kMathThreads;
     // D is where C was. TMA adds in FP32 only; each element is added to once, so the result is always the same.
     static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4;
 
@@ -138,7 +140,11 @@ struct GemmEpilogue {
         }
         named_barrier_sync(1, kMathThreads);
         if constexpr (kSplitK > 1) {
-            if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
+            if constexpr (kSplitArrivals == 1) {
+                if (thread < kSplitK) shared.partials_ready().publish_remote(thread);
+            } else {
+                for (u32 peer = 0; peer < kSplitK; ++peer) shared.partials_ready().publish_remote(peer);
+            }
             shared.partials_ready().wait_cluster(phase);
         }
         const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
@@ -147,7 +153,11 @@ struct GemmEpilogue {
         if constexpr (kSplitK > 1) {
             if constexpr (Operands::kPartialsInRing) fence_async_proxy();  // TMA writes here next
             named_barrier_sync(1, kMathThreads);
-            if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+            if constexpr (kSplitArrivals == 1) {
+                if (thread < kSplitK) shared.partials_read().arrive_remote(thread);
+            } else {
+                for (u32 peer = 0; peer < kSplitK; ++peer) shared.partials_read().arrive_remote(peer);
+            }
         }
     }
 };

@@ -126,12 +126,7 @@ struct Sm90Bf16Gemm {
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
-        __syncwarp();
-        if constexpr (kCluster == 1) {
-            if (lane == 0) shared.empty(stage).arrive();
-        } else {
-            if (lane < kCluster) shared.empty(stage).arrive_remote(lane);
-        }
+        arrive_warp<kCluster>(shared.empty(stage), lane);
     }
 
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
@@ -213,12 +208,12 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
         const u32 lane = threadIdx.x % 32;
         if (lane < Config::kStages) {
             shared.full(lane).init(1);
-            shared.empty(lane).init(kMathWarps * Gemm::kCluster);
+            shared.empty(lane).init(kMathWarps * Gemm::kCluster * kWarpArrivals);
         }
         if (lane == 0) {
             if constexpr (Gemm::kSplitK > 1) {
-                shared.partials_ready().init(Gemm::kSplitK);
-                shared.partials_read().init(Gemm::kSplitK);
+                shared.partials_ready().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
+                shared.partials_read().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
             }
             tma_prefetch_descriptor(rows_map);
             tma_prefetch_descriptor(columns_map);

@@ -67,8 +67,7 @@ struct Sm90Fp8Fp4Gemm {
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
-        __syncwarp();
-        if (lane == 0) shared.empty(stage).arrive();
+        arrive_warp(shared.empty(stage), lane);
     }
 
     // Two warpgroups take turns to issue their products.
@@ -213,8 +212,8 @@ __global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 
     if (warp == kMathWarps) {
         const u32 lane = threadIdx.x % 32;
         if (lane < Config::kStages) {
-            shared.full(lane).init(1 + Layout::kWarps);  // the expected bytes, and each decoding warp
-            shared.empty(lane).init(kMathWarps);
+            shared.full(lane).init(1 + Layout::kWarps * kWarpArrivals);  // the expected bytes, and each decoding warp
+            shared.empty(lane).init(kMathWarps * kWarpArrivals);
         }
         if (lane < Config::kPackedStages) {
 #pragma unroll
@@ -222,8 +221,8 @@ __global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 
         }
         if (lane == 0) {
             if constexpr (Gemm::kSplitK > 1) {
-                shared.partials_ready().init(Gemm::kSplitK);
-                shared.partials_read().init(Gemm::kSplitK);
+                shared.partials_ready().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
+                shared.partials_read().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
             }
             tma_prefetch_descriptor(weights_map);
             tma_prefetch_descriptor(tokens_map);

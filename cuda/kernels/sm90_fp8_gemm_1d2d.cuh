@@ -1,6 +1,7 @@
 // D[M, N] = A[M, K] B[N, K]^T (+ C) in FP8 (e4m3), A scaled per row and 128 of K, B per 128 x 128 block. Hopper.
 #pragma once
 #include "common/fp8_gemm.cuh"
+#include "common/fp8_runs.cuh"
 #include "common/scales_1d2d.cuh"
 
 template <class Config>

@@ -25,6 +25,7 @@ class Bf16GemmConfig(GemmConfig):
     eager: bool = False  # give a stage back as soon as its own products are done, not the next one's under way
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 256, 128: 256, 192: 192, 256: 176}
+    MOST_AHEAD: ClassVar[int] = 0  # nothing is promoted
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
+
 
 MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmConfig1d1d(GemmConfig):
-    """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows."""
+    """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows.
 
-    # Blocks of K in a run: while one is promoted, the product of the next is under way. 1: one block after the other, whose
-    # scales are read before the product is issued. 0: as `GemmConfig`.
-    ahead: int = 0
+    Here `ahead` may be 1, also with 256 rows: one block of K after the other, its scales read before the product is issued.
+    """
+
+    LEAST_AHEAD: ClassVar[int] = 1
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
 
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        if self.ahead and (self.stage_blocks > 1 or self.split_k > 1):
-            raise ValueError(f"`ahead` must be 0 with several blocks a stage or a split K, got {self}")
-        if self.ahead > 1 and self.waves > 1:
-            raise ValueError(f"`ahead` must be 0 or 1 with two waves, got {self}")
         if self.ahead == 1 and self.columns > MOST_COLUMNS_ALONE:
             raise ValueError(f"`columns` must be at most {MOST_COLUMNS_ALONE} where `ahead` is 1, got {self}")
         super().__post_init__()
@@ -37,8 +37,9 @@ class GemmConfig1d1d(GemmConfig):
             return Store(128, 0)
         return super().store(out_bytes, smem_bytes)
 
-    def registers(self) -> int:
-        return self.columns // 2 * (self.waves + (2 if self.ahead > 1 else self.stage_blocks))
+    @property
+    def most_registers(self) -> int:
+        return {1: 224, 2: 192}[self.math_groups]
 
     def block_bytes(self) -> int:
         pitch = align(self.columns // 4 - 4, 8) + 4  # of the scales that a thread reads, four at once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store
 
@@ -40,6 +40,9 @@ class Fp4GemmConfig(GemmConfig):
     decoded_stages: int = 3
     feed_groups: int = 1  # warpgroups that decode
     tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
+
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
+    MOST_AHEAD: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

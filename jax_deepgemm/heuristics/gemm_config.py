@@ -23,7 +23,7 @@ class GemmConfig:
     With `swap` the weights (N) lie along wgmma's rows and the tokens (M) along its columns; otherwise M is rows.
     """
 
-    rows: int  # of a tile: 64 for one math warpgroup, 128 for two, 256 for two in two waves
+    rows: int  # of a tile: 64 for one math warpgroup, 128 for two, 192 for three, 256 for two in two waves
     columns: int  # of a tile: a multiple of 8 (swap) or 16
     swap: bool = False
     split_k: int = 1  # CTAs of a cluster that split K
@@ -31,8 +31,11 @@ class GemmConfig:
     cluster_columns: int = 1  # CTAs of a cluster with neighbouring column tiles: they share the rows operand
     group: int = 8  # row tiles walked together, for L2
     stage_blocks: int = 1  # blocks of 128 of K in a pipeline stage, multiplied together
+    ahead: int = 0  # blocks of K in a run: while one is promoted, the product of the next is under way; 0: no runs
 
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}  # by rows
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 128, 256: 128}  # by rows
+    LEAST_AHEAD: ClassVar[int] = 2
+    MOST_AHEAD: ClassVar[int] = 8  # a run is straight code
     STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
 
     def __post_init__(self) -> None:
@@ -49,17 +52,30 @@ class GemmConfig:
             raise ValueError(f"a cluster either splits K or shares one operand, got {self}")
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
+        if self.ahead and not self.LEAST_AHEAD <= self.ahead <= self.MOST_AHEAD:
+            allowed = f"0 or {self.LEAST_AHEAD} to {self.MOST_AHEAD}" if self.MOST_AHEAD else "0"
+            raise ValueError(f"`ahead` must be {allowed}, got {self}")
+        if self.ahead and (self.swap or self.rows > 128 and self.ahead > 1 or self.stage_blocks > 1 or self.split_k > 1):
+            raise ValueError(
+                "`ahead` must be 0 with swapped operands, more than 128 rows, several blocks a stage or a split K, "
+                f"got {self}"
+            )
         registers = self.registers()
-        if registers > {1: 224, 2: 192, 3: 112}[self.math_groups]:
+        if registers > self.most_registers:
             raise ValueError(
                 f"{self} keeps {registers} accumulators and scales a thread, more than there are registers"
             )
         if self.columns % (8 * self.cluster_rows) or self.rows % (8 * self.cluster_columns):
             raise ValueError("a shared operand's tile must split into parts of 8 rows, one for each CTA")
 
+    @property
+    def most_registers(self) -> int:
+        """Accumulators and scales that leave a thread enough for the rest."""
+        return 216 if self.ahead else {1: 224, 2: 192, 3: 128}[self.math_groups]
+
     def registers(self) -> int:
         """Accumulators and scales of a thread."""
-        registers = self.columns // 2 * (self.waves + self.stage_blocks)
+        registers = self.columns // 2 * (self.waves + (2 if self.ahead > 1 else self.stage_blocks))
         if self.swap:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         return registers

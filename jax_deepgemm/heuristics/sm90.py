@@ -1,12 +1,14 @@
 """Tile configurations of the GEMM kernels on Hopper: every candidate is priced by a model, the cheapest is taken.
 
 The model is that of a persistent, latency- and bandwidth-bound kernel; its constants were fitted to the measured times
-of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times.
+of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times. Large
+tiles of many rows have a model of their own, of what a block of K and a tile's border take: fitted to 250 such pairs.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
@@ -16,6 +18,7 @@ RESIDENT_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 
 CLOCK_MHZ = 1700
 STEP_CYCLES = 243  # from a stage's arrival to its products, and their promotion's latency: once a stage
+STEP_AHEAD_CYCLES = 190  # the same in runs of blocks
 PROMOTE_CYCLES = 0.4  # a column, of a warpgroup's 64 rows
 PROMOTE_SWAPPED_CYCLES = 2.0  # more, since each column has a scale of its own
 SM_BYTES_PER_US = 75e3  # into one processor
@@ -26,6 +29,20 @@ SPLIT_US = 4.4  # the partial tiles' exchange ...
 SPLIT_STORE_US = 2.7  # ... for a tile of 128 x 128 ...
 SPLIT_PEER_US = 0.07  # ... and for each CTA of the cluster
 MULTICAST_US = 1.0  # for CTAs that wait for each other
+
+LARGE_M, LARGE_ROWS, LARGE_COLUMNS = 256, 128, 96  # beyond which, and from which, tiles are large
+LARGE_BLOCK_US = {
+    (128, 0): (0.039, 0.0031),
+    (128, 2): (0.1, 0.0025),
+    (192, 0): (0.363, 0.0016),
+    (256, 0): (0.39, 0.0032),
+}
+"""A block of K, in microseconds, by rows and blocks in a run: for any tile, and for each column."""
+LARGE_BORDER_US = 0.72  # from the last product of a tile of 128 x 128 to the first of the next, BF16 out ...
+NARROW = {128: 1.0, 64: 1.15, 32: 1.9}  # ... times this, by the bytes of columns in a box of the store
+LARGE_LAUNCH_US = 2.2
+LARGE_BYTES_PER_US = 4.5e6
+RUN_COLUMNS = (96, 112, 128, 144)  # of tiles that are worth running ahead in
 
 
 @functools.lru_cache(maxsize=4096)
@@ -45,27 +62,32 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:
     """The configurations worth pricing for a problem; never none."""
     blocks = ceil_div(k, BLOCK_K)
     tokens = min((c for c in (8, 16, 32, 64, 128) if c >= m), default=0)
-    for rows in (64, 128, 256):
+    for rows in (64, 128, 192, 256):
         if tokens and rows < 256:
             for columns in {tokens, tokens // 2} if tokens >= 64 else {tokens}:
                 yield from _variants(rows, columns, True, m, n, blocks, num_sms)
         if m > rows // 2 or rows == 64:
             for columns in range(16, 193, 16):
-                yield from _variants(rows, columns, False, m, n, blocks, num_sms)
+                if rows != 192 or _is_large(rows, columns, m):
+                    yield from _variants(rows, columns, False, m, n, blocks, num_sms)
+                if rows == 128 and columns in RUN_COLUMNS and blocks > 1:
+                    yield GemmConfig(rows, columns, ahead=2)
 
 
 def _variants(rows: int, columns: int, swap: bool, m: int, n: int, blocks: int, num_sms: int) -> Iterator[GemmConfig]:
     row_tiles, column_tiles = ceil_div(n if swap else m, rows), ceil_div(m if swap else n, columns)
     tiles = row_tiles * column_tiles
+    large = _is_large(rows, columns, m) and not swap
     for split in range(1, 9):
         if split > 1 and (split > num_sms or blocks < 2 * split or tiles > resident_clusters(split, num_sms)):
             continue
         for stage_blocks in (1, 2, 4):
-            if stage_blocks > ceil_div(blocks, split):
+            if stage_blocks > (1 if large else ceil_div(blocks, split)):
                 continue
             for cluster_rows, cluster_columns in ((1, 1), (2, 1), (1, 2)):
                 shared = cluster_rows * cluster_columns > 1
-                if shared and (split > 1 or num_sms < 2 or row_tiles < cluster_rows or column_tiles < cluster_columns):
+                too_few = num_sms < 2 or row_tiles < cluster_rows or column_tiles < cluster_columns
+                if shared and (large or split > 1 or too_few):
                     continue
                 try:
                     yield GemmConfig(
@@ -83,6 +105,8 @@ def _variants(rows: int, columns: int, swap: bool, m: int, n: int, blocks: int, 
 
 def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: int) -> float:
     """The model's time in microseconds."""
+    if _is_large(c.rows, c.columns, m) and c.stores_by_tma:
+        return _large_us(c, m, n, k, out_bytes, num_sms)
     rows, columns = ceil_div(n if c.swap else m, c.rows), ceil_div(m if c.swap else n, c.columns)
     clusters = ceil_div(rows, c.cluster_rows) * ceil_div(columns, c.cluster_columns)
     waves = ceil_div(clusters, resident_clusters(c.cluster, num_sms))
@@ -91,7 +115,8 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
 
     tensor = 2 * c.columns * c.rows / 64 * blocks
     promote = PROMOTE_CYCLES + PROMOTE_SWAPPED_CYCLES * c.swap
-    warpgroup = c.waves * ((2 + promote) * c.columns * blocks + STEP_CYCLES * steps)
+    step = STEP_AHEAD_CYCLES if c.ahead else STEP_CYCLES
+    warpgroup = c.waves * ((2 + promote) * c.columns * blocks + step * steps)
     landed = (c.rows + c.columns) * BLOCK_K * blocks
     multiply = ((max(tensor, warpgroup) / CLOCK_MHZ) ** 8 + (landed / SM_BYTES_PER_US) ** 8) ** 0.125
     area = c.rows * c.columns / (128 * 128)
@@ -101,6 +126,20 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
     work = waves * (multiply + store) + MULTICAST_US * (c.multicast > 1)
     memory = ((m + n) * k + m * n * out_bytes) / DRAM_BYTES_PER_US
     return LAUNCH_US + (work**4 + memory**4) ** 0.25
+
+
+def _is_large(rows: int, columns: int, m: int) -> bool:
+    return m > LARGE_M and rows >= LARGE_ROWS and columns >= LARGE_COLUMNS
+
+
+def _large_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: int) -> float:
+    tiles = ceil_div(m, c.rows) * ceil_div(n, c.columns)
+    once, column = LARGE_BLOCK_US[c.rows, 2 if c.ahead else 0]
+    border = LARGE_BORDER_US * c.rows * c.columns / (128 * 128) * out_bytes / 2
+    border *= NARROW[math.gcd(c.columns * out_bytes, 128)]
+    work = ceil_div(tiles, num_sms) * (ceil_div(k, BLOCK_K) * (once + column * c.columns) + border)
+    memory = ((m + n) * k + m * n * out_bytes) / LARGE_BYTES_PER_US
+    return LARGE_LAUNCH_US + (work**4 + memory**4) ** 0.25
 
 
 def resident_clusters(size: int, num_sms: int) -> int:

@@ -82,7 +82,7 @@ def launch(
     arguments: tuple[tuple[str, int | bool | str], ...] = (
         *template(tile, stages, store, m, out_bytes, has_c),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
-        ("kAhead", tile.ahead if by_row else 0),
+        ("kAhead", tile.ahead),
     )
     if splits is not None:
         splits.check(tile, out_bytes, smem_bytes)

@@ -22,10 +22,18 @@ PLAIN = (
     GemmConfig(128, 128, group=1),
     GemmConfig(128, 144),
     GemmConfig(128, 192, group=2),
+    GemmConfig(192, 16, stage_blocks=2),
+    GemmConfig(192, 128),
     GemmConfig(256, 16),
     GemmConfig(256, 96, stage_blocks=2),
     GemmConfig(256, 112),
     GemmConfig(256, 128),
+)
+AHEAD = (
+    GemmConfig(64, 64, ahead=2),
+    GemmConfig(128, 112, ahead=4),
+    GemmConfig(128, 128, ahead=3, cluster_columns=2),
+    GemmConfig(128, 144, ahead=2, cluster_rows=2),
 )
 SPLIT = (
     GemmConfig(64, 64, split_k=2),
@@ -34,6 +42,7 @@ SPLIT = (
     GemmConfig(128, 112, split_k=8),
     GemmConfig(128, 144, split_k=2),
     GemmConfig(128, 16, split_k=2, stage_blocks=4),
+    GemmConfig(192, 64, split_k=2),
     GemmConfig(256, 48, split_k=3),
 )
 MULTICAST = (
@@ -44,6 +53,7 @@ MULTICAST = (
     GemmConfig(128, 64, cluster_rows=2, stage_blocks=4),
     GemmConfig(128, 96, cluster_rows=4),
     GemmConfig(128, 192, cluster_columns=4),
+    GemmConfig(192, 112, cluster_rows=2),
     GemmConfig(256, 128, cluster_rows=2),
     GemmConfig(256, 112, cluster_columns=2),
 )
@@ -55,6 +65,7 @@ SWAP = (
     GemmConfig(128, 24, swap=True, stage_blocks=2),
     GemmConfig(128, 64, swap=True),
     GemmConfig(128, 128, swap=True),
+    GemmConfig(192, 24, swap=True),
     GemmConfig(256, 40, swap=True),
 )
 SWAP_IN_CLUSTERS = (
@@ -68,10 +79,12 @@ SWAP_IN_CLUSTERS = (
     GemmConfig(64, 24, swap=True, cluster_columns=2),
     GemmConfig(128, 48, swap=True, cluster_columns=4, stage_blocks=2),
 )
-ALL = (*PLAIN, *SPLIT, *MULTICAST, *SWAP, *SWAP_IN_CLUSTERS)
+ALL = (*PLAIN, *AHEAD, *SPLIT, *MULTICAST, *SWAP, *SWAP_IN_CLUSTERS)
 
 # One of each kind, for tests that need not see all.
 FEW = (
+    GemmConfig(192, 128),
+    GemmConfig(128, 128, ahead=2),
     GemmConfig(128, 112, stage_blocks=2),
     GemmConfig(256, 112, cluster_columns=2),
     GemmConfig(128, 112, cluster_rows=2),

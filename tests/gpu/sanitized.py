@@ -1,14 +1,19 @@
-"""What test_sanitizer.py runs under compute-sanitizer: a small problem by each kind of kernel."""
+"""What test_sanitizer.py runs under compute-sanitizer: a small problem by each kind of kernel.
+
+With the argument `every-thread-arrives`, kernels are compiled so that racecheck can follow them (common/barrier.cuh).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
+import sys
 from typing import Any
 
 import jax.numpy as jnp
 
+from jax_deepgemm import compile as compiler
 from jax_deepgemm import fp8_fp4_gemm_nt, fp8_gemm_nt, set_num_sms, set_target
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
@@ -31,6 +36,8 @@ BF16, F32 = jnp.bfloat16, jnp.float32
 # tools make an instruction a hundred: each kernel, and each way through it, once.
 CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(128, 48, stage_blocks=2), 2, BF16),
+    (GemmConfig(128, 64, ahead=2), 2, BF16),
+    (GemmConfig(192, 48), 2, BF16),
     (GemmConfig(256, 112), 2, F32),
     (GemmConfig(128, 112, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 48, split_k=3), 3, F32),
@@ -55,7 +62,10 @@ FP4_CASES = (
 )
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
+    if "every-thread-arrives" in arguments:
+        options = compiler._Job.options
+        compiler._Job.options = lambda job: (*options(job), "-DEVERY_THREAD_ARRIVES")
     for config, num_sms, dtype in CASES:
         gemm: Any = fp8_gemm_nt
         if isinstance(config, Bf16GemmConfig):
@@ -65,9 +75,12 @@ def main() -> None:
         else:
             p = problem(77, 264, 400)
         c = p.c(dtype) if dtype == F32 else None
+        given = p.a, p.b, c
         with set_target(TARGET), set_num_sms(num_sms):
-            run = native(functools.partial(gemm, out_dtype=dtype), p.a, p.b, *[c] * (c is not None), config=config)
-        p.check(run(p.a, p.b, *[c] * (c is not None)), c)
+            run = native(
+                lambda a, b, c, gemm=gemm, dtype=dtype: gemm(a, b, c=c, out_dtype=dtype), *given, config=config
+            )
+        p.check(run(*given), c)
         print(config, "is right", flush=True)
     for config in SKIP_HEAD_MID:
         with set_target(TARGET), set_num_sms(2):
@@ -90,4 +103,4 @@ def with_fp4_weights() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
