@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
 
-
 MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
 
 
@@ -15,7 +14,7 @@ MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside 
 class GemmConfig1d1d(GemmConfig):
     """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows.
 
-    Here `ahead` may be 1, also with 256 rows: one block of K after the other, its scales read before the product is issued.
+    Here `ahead` may be 1, also with 256 rows: blocks of K one by one, whose scales are read before the product is issued.
     """
 
     LEAST_AHEAD: ClassVar[int] = 1

@@ -55,7 +55,9 @@ class GemmConfig:
         if self.ahead and not self.LEAST_AHEAD <= self.ahead <= self.MOST_AHEAD:
             allowed = f"0 or {self.LEAST_AHEAD} to {self.MOST_AHEAD}" if self.MOST_AHEAD else "0"
             raise ValueError(f"`ahead` must be {allowed}, got {self}")
-        if self.ahead and (self.swap or self.rows > 128 and self.ahead > 1 or self.stage_blocks > 1 or self.split_k > 1):
+        if self.ahead and (
+            self.swap or (self.rows > 128 and self.ahead > 1) or self.stage_blocks > 1 or self.split_k > 1
+        ):
             raise ValueError(
                 "`ahead` must be 0 with swapped operands, more than 128 rows, several blocks a stage or a split K, "
                 f"got {self}"
