@@ -9,9 +9,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import peers, roofline
 from benchmarks.capture import EventSource
-from benchmarks.dense import in_float32, product_checker
+from benchmarks.dense import product_checker
 from benchmarks.suite import Suite
 from benchmarks.timing import Flush
 from tests.cases import BF16, Bf16Gemm
@@ -54,7 +56,7 @@ def operands(case: Bf16Gemm) -> Operands:
 
 def checker(case: Bf16Gemm, given: Operands) -> Callable[[Any], str | None]:
     """Tells what is wrong with a result, if anything."""
-    a, b = in_float32(given.a), in_float32(given.b)
+    a, b = (np.asarray(x).astype(np.float32) for x in (given.a, given.b))
     return product_checker(a if given.layout[0] == "n" else a.T, b if given.layout[1] == "t" else b.T)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import dense, peers
 from benchmarks.peers import Peer, Prepared, jax_call
 from benchmarks.preparation import shared
@@ -50,9 +52,13 @@ def operands(case: Gemm) -> Operands:
 
 
 def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
-    b = dense.in_float32(given.b)
-    b *= dense.in_float32(given.b_scale).repeat(32, axis=1)[:, : case.k]
-    return dense.product_checker(dense.dequantised(given.a, given.a_scale, 1), b)
+    return dense.product_checker(dense.dequantised(given.a, given.a_scale, 1), wide_weights(case.n, case.k))
+
+
+@shared
+def wide_weights(n: int, k: int) -> np.ndarray:
+    data, scale = (np.asarray(x).astype(np.float32) for x in weights(n, k))
+    return data * scale.repeat(32, axis=1)[:, :k]
 
 
 def ours(given: Operands) -> Prepared:

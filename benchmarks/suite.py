@@ -13,7 +13,7 @@ from benchmarks.peers import Peer, Prepared
 from benchmarks.preparation import Ready, prepare
 from benchmarks.timing import Flush, measure_all
 
-TOGETHER = 14  # cases that are prepared, then recorded, in one go
+TOGETHER = 7  # cases that are prepared, then recorded, in one go
 
 
 @dataclasses.dataclass(frozen=True)
