@@ -1,6 +1,6 @@
-// The math warpgroups' loop where both operands have a scale for each row. Blocks of K are multiplied one by one, their scales
-// read before the product is issued (kAhead = 1), or in runs. The result leaves by the ring of stages, that of a tile in one
-// wave while the first products of the next tile are under way.
+// The math warpgroups' loop where both operands have a scale for each row. Blocks of K are multiplied one by one,
+// their scales read before the product is issued (kAhead = 1), or in runs. The result leaves by the ring of stages,
+// that of a tile in one wave while the first products of the next tile are under way.
 #pragma once
 #include "common/fp8_gemm.cuh"
 #include "common/fp8_runs.cuh"
@@ -16,7 +16,8 @@ struct Fp8ByRowsLoop {
     // The registers that C takes meanwhile must be free beside sums, products and scales.
     static constexpr bool kLate = Layout::kOutByRing && Config::kColumns <= 128 && kWaves == 1;
     static constexpr bool kTurns = kWaves == 1;  // 256 x 128 is 5 % faster without
-    static_assert((kWaves == 1 || Config::kAhead == 1) && Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
+    static_assert(kWaves == 1 || Config::kAhead == 1, "a run is of one wave");
+    static_assert(Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
     static_assert(!kLate || Layout::kOutStages + 2 <= Config::kStages, "two blocks of K beside the last tile's result");
 
     // One block of K. `before` is done while the first product is under way, before anything is added to `sum`.

@@ -14,11 +14,12 @@ struct Fp8Runs {
     static_assert(Config::kWaves == 1 && Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
 
     // kCount blocks of K, a stage each. Straight code: ptxas follows products under way through branches, but not
-    // around a loop. `before` is done while the first products are under way, before anything is added to `sum`; `after`
-    // when one block has been.
+    // around a loop. `before` is done while the first products are under way, before anything is added to `sum`;
+    // `after` when one block has been.
     template <u32 kCount, class Before, class After>
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
-                                               u32 group, Fragment at, u32 shift, u32 lane, Before before, After after) {
+                                               u32 group, Fragment at, u32 shift, u32 lane, Before before,
+                                               After after) {
         const u32 row = group * 64;
         float product[2][kAccumulators];
         Pipeline ahead = pipe;

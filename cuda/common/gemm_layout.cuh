@@ -58,8 +58,8 @@ struct SharedLayout {
     static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB) * 4, 16) : 0;
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
-    // Without buffers of its own, the result leaves by the ring of tiles: C, if there is one, comes into stages behind the
-    // blocks of K, in boxes of all rows and 128 bytes of columns, and D takes its place.
+    // Without buffers of its own, the result leaves by the ring of tiles: C, if there is one, comes into stages behind
+    // the blocks of K, in boxes of all rows and 128 bytes of columns, and D takes its place.
     static constexpr bool kOutByRing = kStoreByTma && Config::kStoreBuffers == 0;
     static constexpr u32 kOutBoxColumns = 128 / kOutBytes, kOutBoxes = kColumns / kOutBoxColumns;
     static constexpr u32 kOutBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;

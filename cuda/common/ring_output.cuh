@@ -42,8 +42,8 @@ struct RingOutput {
     typename Gemm::Pipeline out;  // the tile's first stage of C and D
     bool owes = false;            // whether its stages have to be given back
 
-    // A row of a box is 128 bytes, swizzled. Of FP32, eight columns are 32 of them, and the rows 2 i and 2 i + 1 would meet in
-    // the same banks: so odd rows take the groups of eight columns in another order, which `swap` prepares.
+    // A row of a box is 128 bytes, swizzled. Of FP32, eight columns are 32 of them, and the rows 2 i and 2 i + 1 would meet
+    // in the same banks: so odd rows take the groups of eight columns in another order, which `swap` prepares.
     static constexpr bool kSwaps = sizeof(Out) == 4;
 
     static __device__ __forceinline__ void swap(float (&sum)[kAccumulators], bool odd) {
@@ -65,7 +65,8 @@ struct RingOutput {
             const u32 row = (w * kGroups + group) * 64 + warp * 16 + lane / 4;
 #pragma unroll
             for (u32 i = 0; i < kGroupsInBox; ++i) {
-                const u32 at = kSwaps ? ((2 * i + lane % 4 / 2) ^ key) * 16 + lane % 2 * 8 : (i ^ key) * 16 + lane % 4 * 4;
+                const u32 at = kSwaps ? ((2 * i + lane % 4 / 2) ^ key) * 16 + lane % 2 * 8  //
+                                      : (i ^ key) * 16 + lane % 4 * 4;
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
                     float* const v = &sum[w][(kBox * kGroupsInBox + i) * 4 + 2 * half];
@@ -96,7 +97,7 @@ struct RingOutput {
             constexpr u32 kBoxes = kLeft < Layout::kOutBoxesPerStage ? kLeft : Layout::kOutBoxesPerStage;
             shared.full(pipe.stage).wait(pipe.phase);
             shared.scales_full(pipe.stage).wait(pipe.phase);  // there are none, but phases pass one by one
-            // All is read before anything is written: the compiler must take it that each write may change what is read.
+            // All is read before anything is written: the compiler must take it that a write may change what is read.
             const auto each = [&](auto f) {
                 unrolled<kBoxes>([&](auto j) {
                     each_pair<kFirst + j.value>(shared.out_box(pipe.stage, j.value), sum, group, warp, lane, f);

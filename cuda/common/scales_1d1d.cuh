@@ -18,8 +18,9 @@ struct Scales1d1d {
     static constexpr u32 kFree = Config::kMathGroups > 1 ? 200 : 224;
     static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree && Config::kWaves == 1;
     static constexpr u32 kFours = kColumns / 16;
-    static constexpr u32 kMost = kFree > kHeld ? (kFree - kHeld) / (4 * Config::kStageBlocks) : 0, kRoom = kMost > 2 ? kMost : 2;
-    // Of a tile in two waves those that stay are good for both.
+    static constexpr u32 kMost = kFree > kHeld ? (kFree - kHeld) / (4 * Config::kStageBlocks) : 0;
+    static constexpr u32 kRoom = kMost > 2 ? kMost : 2;
+    // Of a tile in two waves those that stay are good for both; all of them would spill.
     static constexpr bool kStay = Config::kAhead == 1 && Config::kWaves == 2;
     static constexpr u32 kFoursAhead = kStay && kFours > 7 ? 7 : Config::kAhead == 1 || kRoom > kFours ? kFours : kRoom;
     static constexpr bool kReadsLate = !kAllAhead && kFoursAhead < kFours;

@@ -14,7 +14,7 @@ MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside 
 class GemmConfig1d1d(GemmConfig):
     """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows.
 
-    Here `ahead` may be 1, also with 256 rows: blocks of K one by one, whose scales are read before the product is issued.
+    Here `ahead` may be 1, also with 256 rows: blocks of K one by one, scales read before the product is issued.
     """
 
     LEAST_AHEAD: ClassVar[int] = 1

@@ -13,8 +13,8 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 
-# A block of K, in microseconds: the same for any tile, and for each column. By rows of the tile; in runs, one by one with
-# scales read ahead, alone; and from the last product of a tile to the first of the next, for 128 x 128.
+# A block of K, in microseconds: the same for any tile, and for each column. By rows of the tile; in runs, one by one,
+# as with 1D2D; and from the last product of a tile to the first of the next, for 128 x 128.
 RUN_US = {64: (0.2, 0.0011), 128: (0.15, 0.0029)}
 ONE_US = {64: (0.17, 0.0018), 128: (0.105, 0.0036), 256: (0.25, 0.0056)}
 ALONE_US = (0.25, 0.0035)
