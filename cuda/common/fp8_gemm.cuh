@@ -15,6 +15,7 @@
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_layout.cuh"
 #include "common/gemm_walk.cuh"
+#include "common/ring_output.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -22,7 +23,11 @@ template <class Config, class Scaling>
 struct Fp8Runs;  // fp8_runs.cuh
 
 template <class Config, class Scaling>
+struct Fp8ByRowsLoop;  // fp8_by_rows.cuh
+
+template <class Config, class Scaling>
 struct Fp8Gemm {
+    using Settings = Config;
     using Operands = typename Scaling::Operands;
     using Layout = SharedLayout<Config, Operands>;
     using Shared = SharedMemory<Config, Operands>;
@@ -83,16 +88,16 @@ struct Fp8Gemm {
                 }
             }
 #pragma unroll 1
-            for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {
-                const u32 box = i * Layout::kCBoxesPerStage;
-                const u32 count = min(Layout::kCBoxesPerStage, Layout::kCBoxes - box);
+            for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {
+                const u32 box = i * Layout::kOutBoxesPerStage;
+                const u32 count = Config::kHasC ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kRowsBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
-                    tma_load_2d(shared.c_box(pipe.stage, j), c_map, full,
-                                corner.column + (box + j) * Layout::kCBoxColumns, corner.row);
+                    tma_load_2d(shared.out_box(pipe.stage, j), c_map, full,
+                                corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
                 }
             }
         }
@@ -118,7 +123,7 @@ struct Fp8Gemm {
                 shared.scales_full(pipe.stage).arrive_after_async_copies();
             }
 #pragma unroll 1
-            for (u32 i = 0; i < Layout::kCStages; ++i, pipe.advance()) {  // they have none
+            for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {  // they have none
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 shared.scales_full(pipe.stage).arrive();
             }
@@ -147,21 +152,6 @@ struct Fp8Gemm {
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
         arrive_warp<kCluster>(shared.empty(stage), lane);
-    }
-
-    // C comes through the ring, behind the blocks of K.
-    static __device__ __forceinline__ void add_c(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                 Pipeline& pipe, u32 group, Fragment at, u32 lane) {
-        unrolled<Layout::kCStages>([&](auto stage) {
-            constexpr u32 kFirst = stage.value * Layout::kCBoxesPerStage, kLeft = Layout::kCBoxes - kFirst;
-            shared.full(pipe.stage).wait(pipe.phase);
-            shared.scales_full(pipe.stage).wait(pipe.phase);  // there are none, but phases pass one by one
-            unrolled<kLeft < Layout::kCBoxesPerStage ? kLeft : Layout::kCBoxesPerStage>([&](auto j) {
-                Epilogue::template add_c_box<kFirst + j.value>(sum, shared.c_box(pipe.stage, j.value), group, at);
-            });
-            release(shared, pipe.stage, lane);
-            pipe.advance();
-        });
     }
 
     // Warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and while
@@ -228,6 +218,7 @@ struct Fp8Gemm {
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
+        RingOutput<Fp8Gemm> output;
         u32 tile_phase = 0;
         begin_turns(group);
         for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
@@ -271,8 +262,11 @@ struct Fp8Gemm {
                     }
                 }
             }
-            add_c(shared, sum, pipe, group, at, lane);
-            if constexpr (Layout::kStoreByTma) {
+            if constexpr (Layout::kOutByRing) {
+                output.postpone(pipe);
+                output.finish(shared, sum, d_map, corner, group, warp, lane);
+                output.settle(shared, lane);
+            } else if constexpr (Layout::kStoreByTma) {
                 Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
@@ -309,7 +303,7 @@ struct Fp8Gemm {
                 }
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);
-                if constexpr (Layout::kCByRing) tma_prefetch_descriptor(c_map);
+                if constexpr (Config::kHasC && Layout::kOutByRing) tma_prefetch_descriptor(c_map);
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
             fence_barrier_init();
@@ -330,7 +324,9 @@ struct Fp8Gemm {
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
-            if constexpr (Config::kAhead > 0) {
+            if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
+                Fp8ByRowsLoop<Config, Scaling>::compute(shared, d_map, c, m, n, k);
+            } else if constexpr (Config::kAhead > 0) {
                 Fp8Runs<Config, Scaling>::compute(shared, d_map, c, d, m, n, k);
             } else {
                 compute(shared, d_map, c, d, m, n, k);

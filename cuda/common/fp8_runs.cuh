@@ -14,10 +14,12 @@ struct Fp8Runs {
     static_assert(Config::kWaves == 1 && Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
 
     // kCount blocks of K, a stage each. Straight code: ptxas follows products under way through branches, but not
-    // around a loop.
-    template <u32 kCount>
+    // around a loop. `before` is done while the first products are under way, before anything is added to `sum`;
+    // `after` when one block has been.
+    template <u32 kCount, class Before, class After>
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
-                                               u32 group, Fragment at, u32 shift, u32 lane) {
+                                               u32 group, Fragment at, u32 shift, u32 lane, Before before,
+                                               After after) {
         const u32 row = group * 64;
         float product[2][kAccumulators];
         Pipeline ahead = pipe;
@@ -33,7 +35,10 @@ struct Fp8Runs {
         unrolled<kCount>([&](auto j) {
             constexpr u32 i = j.value;
             if constexpr (i + 1 < kCount) issue(product[(i + 1) % 2]);
-            if constexpr (i == 0) Gemm::pass_turn(group);
+            if constexpr (i == 0) {
+                Gemm::pass_turn(group);
+                before();
+            }
             typename Scaling::Scales scales;
             shared.scales_full(pipe.stage).wait(pipe.phase);
             scales.read(shared, pipe.stage, row + at.row, at.column);
@@ -43,6 +48,7 @@ struct Fp8Runs {
             scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
             if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
             pipe.advance();
+            if constexpr (i == 0) after();
         });
     }
 
@@ -59,13 +65,13 @@ struct Fp8Runs {
             float sum[1][kAccumulators];
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
+            const auto nothing = [] {};
             u32 left = walk.k_blocks;
 #pragma unroll 1
             for (; left >= Config::kAhead; left -= Config::kAhead)
-                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane);
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
 #pragma unroll 1
-            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane);
-            Gemm::add_c(shared, sum, pipe, group, at, lane);
+            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
             Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
             Gemm::fill_columns(d, corner, m, n, thread);
         }

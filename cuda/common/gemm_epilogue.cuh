@@ -23,7 +23,7 @@ struct GemmEpilogue {
     // For each CTA's partial tile on each CTA's barriers.
     static constexpr u32 kSplitArrivals = kWarpArrivals == 1 ? 1 : kMathThreads;
     // D is where C was. TMA adds in FP32 only; each element is added to once, so the result is always the same.
-    static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4 && !Layout::kCByRing;
+    static constexpr bool kAddInPlace = Config::kHasC && sizeof(Out) == 4;
 
     static __device__ __forceinline__ void add_c(float (&v)[4], const Out* c, u32 row, u32 column, u32 m, u32 n) {
         if (column >= n) return;
@@ -41,31 +41,6 @@ struct GemmEpilogue {
         }
     }
 
-    // Adds box `kBox` of C, which lies in a stage of the ring.
-    template <u32 kBox>
-    static __device__ __forceinline__ void add_c_box(float (&sum)[kWaves][kAccumulators], const u8* box, u32 group,
-                                                     Fragment at) {
-#pragma unroll
-        for (u32 w = 0; w < kWaves; ++w) {
-            const u32 row = (w * kGroups + group) * 64 + at.row;
-#pragma unroll
-            for (u32 within = 0; within < Layout::kCBoxColumns; within += 8) {
-                float* const v = &sum[w][(kBox * Layout::kCBoxColumns + within) / 2];
-#pragma unroll
-                for (u32 half = 0; half < 2; ++half) {
-                    const u32 from = (row + 8 * half) * 128 + (within + at.column) * Layout::kOutBytes;
-                    if constexpr (sizeof(Out) == 4) {
-                        const float2 c = *reinterpret_cast<const float2*>(box + swizzled<128>(from));
-                        v[2 * half] += c.x, v[2 * half + 1] += c.y;
-                    } else {
-                        const u32 c = *reinterpret_cast<const u32*>(box + swizzled<128>(from));
-                        v[2 * half] += bf16_low(c), v[2 * half + 1] += bf16_high(c);
-                    }
-                }
-            }
-        }
-    }
-
     // The accumulators of one atom of columns, C added, to shared memory as TMA swizzles it.
     static __device__ __forceinline__ void stage_atom(u8* atom, float (&v)[kAccumulators], u32 first, const Out* c,
                                                       u32 row, u32 at_n, Fragment at, u32 lane, u32 m, u32 n) {
@@ -73,7 +48,7 @@ struct GemmEpilogue {
 #pragma unroll
         for (u32 within = 0; within < Layout::kAtomColumns; within += 16) {
             const u32 i = (first + within) / 2;
-            if constexpr (Config::kHasC && !Layout::kCByRing && !kAddInPlace) {
+            if constexpr (Config::kHasC && !kAddInPlace) {
                 add_c(*reinterpret_cast<float (*)[4]>(&v[i]), c, row, at_n + within, m, n);
                 add_c(*reinterpret_cast<float (*)[4]>(&v[i + 4]), c, row, at_n + within + 8, m, n);
             }

@@ -16,7 +16,7 @@ struct ScaledFp8 {
     static constexpr u32 kRowsTile = Config::kRows, kColumnsTile = Config::kColumns;  // rows of 128 bytes in a block
     static constexpr u32 kScaleN = Config::kScaleN;
     static constexpr u32 kScalesPitch = 0;  // as they are in memory
-    static constexpr bool kPartialsInRing = false, kCByRing = false;
+    static constexpr bool kPartialsInRing = false;
 };
 
 // The same with a scale for each row of both operands. In shared memory those of columns 8 j + 2 q + 0, 1 lie together
@@ -24,7 +24,6 @@ struct ScaledFp8 {
 template <class Config>
 struct Fp8ByRows : ScaledFp8<Config> {
     static constexpr u32 kScalesPitch = align_up(Config::kColumns / 4 - 4, 8) + 4;
-    static constexpr bool kCByRing = true;
 };
 
 // BF16. With Config::kMnRows (kMnColumns), rows of that operand's tile run along M or N: slabs of 64 elements.
@@ -36,7 +35,6 @@ struct PlainBf16 {
     static constexpr u32 kScaleN = 0;                            // no scales
     static constexpr bool kPartialsInRing = Config::kSplitK > 1;  // partial tiles lie where the tiles did
     static constexpr u32 kScalesPitch = 0;
-    static constexpr bool kCByRing = false;
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
@@ -60,12 +58,14 @@ struct SharedLayout {
     static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB) * 4, 16) : 0;
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
-    // C comes through the ring of tiles behind the blocks of K, in boxes of all rows and 128 bytes of columns.
-    static constexpr bool kCByRing =
-        Operands::kCByRing && Config::kHasC && kStoreByTma && kColumns * kOutBytes % 128 == 0;
-    static constexpr u32 kCBoxColumns = 128 / kOutBytes, kCBoxes = kColumns / kCBoxColumns;
-    static constexpr u32 kCBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
-    static constexpr u32 kCStages = kCByRing ? ceil_div(kCBoxes, kCBoxesPerStage) : 0;
+    // Without buffers of its own, the result leaves by the ring of tiles: C, if there is one, comes into stages behind
+    // the blocks of K, in boxes of all rows and 128 bytes of columns, and D takes its place.
+    static constexpr bool kOutByRing = kStoreByTma && Config::kStoreBuffers == 0;
+    static constexpr u32 kOutBoxColumns = 128 / kOutBytes, kOutBoxes = kColumns / kOutBoxColumns;
+    static constexpr u32 kOutBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
+    static constexpr u32 kOutStages = kOutByRing ? ceil_div(kOutBoxes, kOutBoxesPerStage) : 0;
+    static_assert(!kOutByRing || kColumns % kOutBoxColumns == 0, "rows of the result are whole boxes");
+    static_assert(kOutStages <= Config::kStages, "the ring holds the result");
 
     // By TMA: each warp has a ring of boxes of its 16 rows, kStoreAtomBytes of columns wide and swizzled as wide.
     static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / kOutBytes;
@@ -92,7 +92,7 @@ struct SharedMemory {
     u8* base;
     __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
     __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
-    __device__ __forceinline__ u8* c_box(u32 stage, u32 box) const {
+    __device__ __forceinline__ u8* out_box(u32 stage, u32 box) const {
         return rows(stage * Config::kStageBlocks) + box * Layout::kRowsBytes;
     }
     __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }

@@ -10,15 +10,20 @@ struct Scales1d1d {
     using Layout = SharedLayout<Config, Operands>;
     using Shared = SharedMemory<Config, Operands>;
     static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
-    static constexpr u32 kBlocks = Config::kAhead > 0 ? 2 : Config::kStageBlocks;
+    static constexpr u32 kBlocks = Config::kAhead > 1 ? 2 : Config::kStageBlocks;  // products under way
 
     // What is read, and multiplied, while the tensor cores work costs no time after them, but registers: the scale of
-    // each accumulator, or else those of the columns, or else nothing.
+    // each accumulator, or else those of some columns, four at a time; the others follow as those are used up.
     static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks);
     static constexpr u32 kFree = Config::kMathGroups > 1 ? 200 : 224;
-    static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree;
-    static constexpr bool kColumnsAhead = !kAllAhead && kHeld + kBlocks * kColumns / 4 <= kFree;
-    static constexpr bool kReadsLate = !kAllAhead && !kColumnsAhead;
+    static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree && Config::kWaves == 1;
+    static constexpr u32 kFours = kColumns / 16;
+    static constexpr u32 kMost = kFree > kHeld ? (kFree - kHeld) / (4 * Config::kStageBlocks) : 0;
+    static constexpr u32 kRoom = kMost > 2 ? kMost : 2;
+    // Of a tile in two waves those that stay are good for both; all of them would spill.
+    static constexpr bool kStay = Config::kAhead == 1 && Config::kWaves == 2;
+    static constexpr u32 kFoursAhead = kStay && kFours > 7 ? 7 : Config::kAhead == 1 || kRoom > kFours ? kFours : kRoom;
+    static constexpr bool kReadsLate = !kAllAhead && kFoursAhead < kFours;
 
     static_assert(!Config::kSwap && kColumns % 16 == 0, "scales are read for 16 columns at once");
 
@@ -55,46 +60,47 @@ struct Scales1d1d {
     struct Scales {
         float upper, lower;
         const float4* columns;
-        float ahead[kAllAhead ? kAccumulators : kColumnsAhead ? kColumns / 4 : 1];
+        float ahead[kAllAhead ? kAccumulators : 1];
+        float4 fours[kAllAhead ? 1 : kFoursAhead];
+
+        __device__ __forceinline__ void read_rows(const Shared& shared, u32 block, u32 row) {
+            const float* const rows = shared.scales_a(block);
+            upper = rows[row], lower = rows[row + 8];
+        }
 
         __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
-            const float* const rows = shared.scales_a(block);
+            read_rows(shared, block, row);
             columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Operands::kScalesPitch);
-            upper = rows[row], lower = rows[row + 8];
-            if constexpr (!kReadsLate) {
+            if constexpr (kAllAhead) {
 #pragma unroll
-                for (u32 i = 0; i < kColumns / 16; ++i) {
+                for (u32 i = 0; i < kFours; ++i) {
                     const float4 four = columns[i];
-                    if constexpr (kAllAhead) {
-                        ahead[8 * i + 0] = upper * four.x, ahead[8 * i + 1] = upper * four.y;
-                        ahead[8 * i + 2] = lower * four.x, ahead[8 * i + 3] = lower * four.y;
-                        ahead[8 * i + 4] = upper * four.z, ahead[8 * i + 5] = upper * four.w;
-                        ahead[8 * i + 6] = lower * four.z, ahead[8 * i + 7] = lower * four.w;
-                    } else {
-                        ahead[4 * i] = four.x, ahead[4 * i + 1] = four.y;
-                        ahead[4 * i + 2] = four.z, ahead[4 * i + 3] = four.w;
-                    }
+                    ahead[8 * i + 0] = upper * four.x, ahead[8 * i + 1] = upper * four.y;
+                    ahead[8 * i + 2] = lower * four.x, ahead[8 * i + 3] = lower * four.y;
+                    ahead[8 * i + 4] = upper * four.z, ahead[8 * i + 5] = upper * four.w;
+                    ahead[8 * i + 6] = lower * four.z, ahead[8 * i + 7] = lower * four.w;
                 }
+            } else {
+#pragma unroll
+                for (u32 i = 0; i < kFoursAhead; ++i) fours[i] = columns[i];
             }
         }
 
         // sum += scale x product.
         __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
-                                                u32 /*n*/, u32 /*shift*/) const {
+                                                u32 /*n*/, u32 /*shift*/) {
             if constexpr (kAllAhead) {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[i] += ahead[i] * product[i];
             } else {
 #pragma unroll
-                for (u32 i = 0; i < kColumns / 16; ++i) {
-                    float4 four;
-                    if constexpr (kColumnsAhead) {
-                        four = make_float4(ahead[4 * i], ahead[4 * i + 1], ahead[4 * i + 2], ahead[4 * i + 3]);
-                    } else {
-                        four = columns[i];
-                    }
+                for (u32 i = 0; i < kFours; ++i) {
+                    const float4 four = kStay && i >= kFoursAhead ? columns[i] : fours[i % kFoursAhead];
+                    if (!kStay && i + kFoursAhead < kFours) fours[i % kFoursAhead] = columns[i + kFoursAhead];
                     add_four(&sum[8 * i], &product[8 * i], four.x, four.y);
                     add_four(&sum[8 * i + 4], &product[8 * i + 4], four.z, four.w);
+                    // So that the compiler does not gather the reads.
+                    if (i + kFoursAhead < kFours) asm volatile("" ::: "memory");
                 }
             }
         }

@@ -48,6 +48,13 @@ __device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* f
                  : "memory");
 }
 
+__device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* from, int x, int y, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;" ::"l"(&map),
+        "r"(shared_address(from)), "r"(x), "r"(y), "l"(policy)
+        : "memory");
+}
+
 // Adds the box to what is there, each element by an atomic operation of the L2 cache: nothing is read or waited for here.
 __device__ __forceinline__ void tma_reduce_add_2d(const TensorMap& map, const void* from, int x, int y) {
     asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),

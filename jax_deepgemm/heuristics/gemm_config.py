@@ -34,6 +34,7 @@ class GemmConfig:
     ahead: int = 0  # blocks of K in a run: while one is promoted, the product of the next is under way; 0: no runs
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 128, 256: 128}  # by rows
+    LEAST_AHEAD: ClassVar[int] = 2
     MOST_AHEAD: ClassVar[int] = 8  # a run is straight code
     STAGE_BARRIERS: ClassVar[int] = 3  # tiles are there, scales are there, both are read
 
@@ -51,10 +52,12 @@ class GemmConfig:
             raise ValueError(f"a cluster either splits K or shares one operand, got {self}")
         if self.cluster > 8:
             raise ValueError(f"a cluster must be of at most 8 CTAs, got {self.cluster}")
-        if self.ahead and not 2 <= self.ahead <= self.MOST_AHEAD:
-            allowed = f"0 or 2 to {self.MOST_AHEAD}" if self.MOST_AHEAD else "0"
+        if self.ahead and not self.LEAST_AHEAD <= self.ahead <= self.MOST_AHEAD:
+            allowed = f"0 or {self.LEAST_AHEAD} to {self.MOST_AHEAD}" if self.MOST_AHEAD else "0"
             raise ValueError(f"`ahead` must be {allowed}, got {self}")
-        if self.ahead and (self.swap or self.rows > 128 or self.stage_blocks > 1 or self.split_k > 1):
+        if self.ahead and (
+            self.swap or (self.rows > 128 and self.ahead > 1) or self.stage_blocks > 1 or self.split_k > 1
+        ):
             raise ValueError(
                 "`ahead` must be 0 with swapped operands, more than 128 rows, several blocks a stage or a split K, "
                 f"got {self}"
@@ -74,7 +77,7 @@ class GemmConfig:
 
     def registers(self) -> int:
         """Accumulators and scales of a thread."""
-        registers = self.columns // 2 * (self.waves + (2 if self.ahead else self.stage_blocks))
+        registers = self.columns // 2 * (self.waves + (2 if self.ahead > 1 else self.stage_blocks))
         if self.swap:  # each column has a scale
             registers += self.columns // 4 * self.stage_blocks
         return registers

@@ -13,13 +13,15 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K
 from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 
-# A block of K, in microseconds: the same for any tile, and for each column. In runs by rows of the tile; alone.
-RUN_US = {64: (0.2, 0.0011), 128: (0.175, 0.0029)}
+# A block of K, in microseconds: the same for any tile, and for each column. By rows of the tile; in runs, one by one,
+# as with 1D2D; and from the last product of a tile to the first of the next, for 128 x 128.
+RUN_US = {64: (0.2, 0.0011), 128: (0.15, 0.0029)}
+ONE_US = {64: (0.17, 0.0018), 128: (0.105, 0.0036), 256: (0.25, 0.0056)}
 ALONE_US = (0.25, 0.0035)
-WIDE_US = (0.25, 0.0030)  # alone, beyond the 128 columns that leave registers for runs
-BORDER_US = 2.1  # from the last product of a tile of 128 x 128 to the first of the next
+WIDE_US = (0.25, 0.0026)  # alone, beyond the columns that leave registers for the others
+BORDER_US = {"run": 2.9, "one": 1.8, "wide": 2.8, "waves": 4.0, "alone": 3.6}
 SPLIT_US = 4.4  # the partial tiles' exchange
-SPLIT_STORE_US = 2.7  # the same, for a tile of 128 x 128
+SPLIT_STORE_US = 1.2  # the same, for a tile of 128 x 128
 LAUNCH_US = 3.0
 DRAM_BYTES_PER_US = 2.65e6
 
@@ -42,12 +44,18 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig1d1d]
     for rows in (64, 128):
         if rows > 64 and m <= rows // 2:
             continue
-        for columns in (16, 32, 64, 96, 128, 192):
-            yield GemmConfig1d1d(rows, columns, ahead=2 if columns <= 128 else 0)
+        for columns in (16, 32, 64, 96, 128, 160, 192):
+            if columns in (128, 160):
+                yield GemmConfig1d1d(rows, columns, ahead=1)
+            if columns == 160:
+                continue
+            yield GemmConfig1d1d(rows, columns, ahead=4 if columns == 128 else 2 if columns < 128 else 0)
             tiles = ceil_div(m, rows) * ceil_div(n, columns)
             for split in range(2, 9):
                 if blocks >= 2 * split and split <= num_sms and tiles <= resident_clusters(split, num_sms):
                     yield GemmConfig1d1d(rows, columns, split_k=split)
+    if m > 128:
+        yield GemmConfig1d1d(256, 128, ahead=1)
 
 
 def estimate_us(c: GemmConfig1d1d, m: int, n: int, k: int, out_bytes: int, num_sms: int) -> float:
@@ -56,10 +64,15 @@ def estimate_us(c: GemmConfig1d1d, m: int, n: int, k: int, out_bytes: int, num_s
     waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
     area = c.rows * c.columns / (128 * 128)
-    once, column = RUN_US[c.rows] if c.ahead else WIDE_US if c.columns > 128 else ALONE_US
-    border = BORDER_US * area
+    if c.ahead:
+        once, column = (ONE_US if c.ahead == 1 else RUN_US)[c.rows]
+        kind = "run" if c.ahead > 1 else "waves" if c.waves > 1 else "wide" if c.columns > 128 else "one"
+    else:
+        once, column = WIDE_US if c.columns > 128 else ALONE_US
+        kind = "alone"
+    border = BORDER_US[kind] * area
     if c.split_k > 1:
         border += SPLIT_US + SPLIT_STORE_US * area
     work = waves * (blocks * (once + column * c.columns) + border)
     memory = ((m + n) * k + 2 * m * n * out_bytes) / DRAM_BYTES_PER_US
-    return LAUNCH_US + (work**4 + memory**4) ** 0.25
+    return LAUNCH_US + (work**6 + memory**6) ** (1 / 6)

@@ -35,6 +35,11 @@ CONFIGURATIONS = (
     GemmConfig1d1d(128, 128, ahead=2, group=1),
     GemmConfig1d1d(128, 160),
     GemmConfig1d1d(128, 192),
+    GemmConfig1d1d(64, 112, ahead=1),
+    GemmConfig1d1d(128, 128, ahead=1),
+    GemmConfig1d1d(128, 160, ahead=1),
+    GemmConfig1d1d(128, 128, ahead=4),
+    GemmConfig1d1d(256, 128, ahead=1),
     GemmConfig1d1d(256, 64),
     GemmConfig1d1d(256, 128),
     GemmConfig1d1d(64, 64, split_k=2),
@@ -42,7 +47,14 @@ CONFIGURATIONS = (
     GemmConfig1d1d(128, 128, ahead=2, cluster_rows=2),
     GemmConfig1d1d(128, 96, ahead=2, cluster_columns=2),
 )
-FEW = (CONFIGURATIONS[3], CONFIGURATIONS[8], CONFIGURATIONS[10], CONFIGURATIONS[14], CONFIGURATIONS[15])
+FEW = (
+    GemmConfig1d1d(64, 192),
+    GemmConfig1d1d(128, 128, ahead=4),
+    GemmConfig1d1d(128, 128, ahead=1),
+    GemmConfig1d1d(256, 128, ahead=1),
+    GemmConfig1d1d(128, 144, split_k=3),
+    GemmConfig1d1d(128, 128, ahead=2, cluster_rows=2),
+)
 
 
 def in_all_ways(a, b, c, wide):
