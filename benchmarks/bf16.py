@@ -9,9 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from benchmarks import peers, roofline
+from benchmarks import host, peers, roofline
 from benchmarks.capture import EventSource
 from benchmarks.dense import product_checker
 from benchmarks.suite import Suite
@@ -56,7 +54,7 @@ def operands(case: Bf16Gemm) -> Operands:
 
 def checker(case: Bf16Gemm, given: Operands) -> Callable[[Any], str | None]:
     """Tells what is wrong with a result, if anything."""
-    a, b = (np.asarray(x).astype(np.float32) for x in (given.a, given.b))
+    a, b = (host.float32(x) for x in (given.a, given.b))
     return product_checker(a if given.layout[0] == "n" else a.T, b if given.layout[1] == "t" else b.T)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import peers
+from benchmarks import host, peers
 from benchmarks.preparation import shared
 from benchmarks.suite import Suite
 from tests.cases import DENSE, Gemm
@@ -85,7 +85,7 @@ def wide_weights(n: int, k: int) -> np.ndarray:
 
 def dequantised(data: Any, scale: Any, rows: int) -> np.ndarray:
     """float32, of a matrix with a scale for each block of `rows` x 128."""
-    wide = np.asarray(data).astype(np.float32)
+    wide = host.float32(data)
     scale = np.asarray(scale).repeat(rows, axis=0)[: wide.shape[0]]
     for block in range(scale.shape[1]):
         wide[:, block * 128 : (block + 1) * 128] *= scale[:, block, None]
@@ -105,7 +105,7 @@ def product_checker(a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -
         expected, projection = expected + c[rows], projection + c @ signs
 
     def check(result: Any) -> str | None:
-        result = np.asarray(result).astype(np.float32)
+        result = host.float32(result)
         if result.shape != (m, n):
             return f"the result is of shape {result.shape}, must be {(m, n)}"
         found = result @ signs

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import dense, peers
+from benchmarks import dense, host, peers
 from benchmarks.peers import Peer, Prepared, jax_call
 from benchmarks.preparation import shared
 from benchmarks.suite import Suite
@@ -57,7 +57,7 @@ def checker(case: Gemm, given: Operands) -> Callable[[Any], str | None]:
 
 @shared
 def wide_weights(n: int, k: int) -> np.ndarray:
-    data, scale = (np.asarray(x).astype(np.float32) for x in weights(n, k))
+    data, scale = (host.float32(x) for x in weights(n, k))
     return data * scale.repeat(32, axis=1)[:, :k]
 
 

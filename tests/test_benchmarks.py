@@ -9,6 +9,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from benchmarks import (
     dense,
     environment,
     fp8_fp4,
+    host,
     jit,
     linear,
     render,
@@ -466,3 +468,11 @@ def test_chain_rows(monkeypatch):
     assert host["case"] == {"chain": 20} and "command buffers on" in wall["op"]
     off = {"XLA_FLAGS": "--one --xla_gpu_enable_command_buffer="}
     assert started == [("chain", off), ("chain", {"XLA_FLAGS": "--one"})]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e8m0fnu, jnp.bfloat16, jnp.float32])
+def test_host_float32(dtype):
+    codes = np.arange(65536, dtype=np.uint16)
+    values = {1: codes[:256].astype(np.uint8), 2: codes, 4: codes.astype(np.float32)}[np.dtype(dtype).itemsize]
+    array = jnp.asarray(values.view(dtype))
+    np.testing.assert_array_equal(host.float32(array), np.asarray(array).astype(np.float32))

@@ -63,7 +63,7 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:
     blocks = ceil_div(k, BLOCK_K)
     tokens = min((c for c in (8, 16, 32, 64, 128) if c >= m), default=0)
     for rows in (64, 128, 192, 256):
-        if tokens and rows < 256:
+        if tokens and rows <= 128:
             for columns in {tokens, tokens // 2} if tokens >= 64 else {tokens}:
                 yield from _variants(rows, columns, True, m, n, blocks, num_sms)
         if m > rows // 2 or rows == 64:
