@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from jax_deepgemm.heuristics.fp4_config import (
     Scales,
 )
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, Store
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.fp8_gemm_plan import problem_of
-from jax_deepgemm.ops.gemm_plan import grid_size, store_map, template
+from jax_deepgemm.ops.gemm_plan import store_map, template
 
 if TYPE_CHECKING:
     from jax_deepgemm.config import Config
@@ -87,22 +87,49 @@ def launch(
     pdl: bool = False,
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
-    rest = m, n, k, scales, out_bytes, num_sms, smem_bytes, has_c, pdl
-    return _swapped(tile, *rest) if isinstance(tile, Fp4SwappedConfig) else _by_feeding_warps(tile, *rest)
+    rest = m, scales, out_bytes, smem_bytes, has_c
+    parts = _swapped(tile, *rest) if isinstance(tile, Fp4SwappedConfig) else _by_feeding_warps(tile, *rest)
+    tiles = -(-n // parts.tile_n) * -(-m // parts.tile_m)
+    a, a_scale, b, b_scale, c = range(5)
+    d = 5 if has_c else 4
+    return Launch(
+        kernel=parts.kernel,
+        grid=(min(tiles, max(1, num_sms // tile.split_k)) * tile.split_k, 1, 1),
+        block=(parts.threads, 1, 1),
+        cluster=(tile.split_k, 1, 1),
+        shared_memory=parts.shared_memory,
+        pdl=pdl,
+        arguments=(
+            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, parts.weight_rows), swizzle=128),
+            TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, parts.tile_m), swizzle=128),
+            *(store_map(d, m, n, out_bytes, store) for store in parts.stores),
+            Pointer(a_scale),
+            Pointer(b_scale),
+            Pointer(c if has_c else d),
+            Pointer(d),
+            Scalar(m, "uint32"),
+            Scalar(n, "uint32"),
+            Scalar(k, "uint32"),
+            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
+        ),
+    )
+
+
+class _Parts(NamedTuple):
+    """What a launch has from its kind of configuration."""
+
+    kernel: Kernel
+    threads: int
+    shared_memory: int
+    tile_m: int
+    tile_n: int
+    weight_rows: int  # of a box of packed weights
+    stores: tuple[Store, ...]  # of the kernel that stores by TMA
 
 
 def _by_feeding_warps(
-    tile: Fp4GemmConfig,
-    m: int,
-    n: int,
-    k: int,
-    scales: Scales,
-    out_bytes: int,
-    num_sms: int,
-    smem_bytes: int,
-    has_c: bool,
-    pdl: bool,
-) -> Launch:
+    tile: Fp4GemmConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool
+) -> _Parts:
     packed_stages, store, shared_memory = tile.fp4_layout(out_bytes, smem_bytes, scales)
     if packed_stages < 2:
         raise ValueError(
@@ -116,43 +143,12 @@ def _by_feeding_warps(
         ("kTileScales", tile.tile_scales),
         ("Scales", scales.name),
     )
-    a, a_scale, b, b_scale, c = range(5)
-    d = 5 if has_c else 4
-    return Launch(
-        kernel=Kernel("sm90_fp8_fp4_gemm", arguments),
-        grid=(grid_size(tile, m, n, num_sms), 1, 1),
-        block=((tile.math_groups + tile.feed_groups) * 128, 1, 1),
-        cluster=(tile.cluster, 1, 1),
-        shared_memory=shared_memory,
-        pdl=pdl,
-        arguments=(
-            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.task_rows), swizzle=128),
-            TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128),
-            store_map(d, m, n, out_bytes, store),
-            Pointer(a_scale),
-            Pointer(b_scale),
-            Pointer(c if has_c else d),
-            Pointer(d),
-            Scalar(m, "uint32"),
-            Scalar(n, "uint32"),
-            Scalar(k, "uint32"),
-            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
-        ),
-    )
+    threads = (tile.math_groups + tile.feed_groups) * 128
+    kernel = Kernel("sm90_fp8_fp4_gemm", arguments)
+    return _Parts(kernel, threads, shared_memory, tile.tile_m, tile.tile_n, tile.task_rows, (store,))
 
 
-def _swapped(
-    tile: Fp4SwappedConfig,
-    m: int,
-    n: int,
-    k: int,
-    scales: Scales,
-    out_bytes: int,
-    num_sms: int,
-    smem_bytes: int,
-    has_c: bool,
-    pdl: bool,
-) -> Launch:
+def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool) -> _Parts:
     stages, shared_memory = tile.layout(smem_bytes, scales)
     least = max(2, tile.k_groups)
     if stages < least:
@@ -175,26 +171,5 @@ def _swapped(
         ("Out", "bf16" if out_bytes == 2 else "float"),
         ("Scales", scales.name),
     )
-    tiles = -(-n // tile.rows) * -(-m // tile.columns)
-    a, a_scale, b, b_scale, c = range(5)
-    d = 5 if has_c else 4
-    return Launch(
-        kernel=Kernel("sm90_fp8_fp4_gemm_swapped", arguments),
-        grid=(min(tiles, max(1, num_sms // tile.split_k)) * tile.split_k, 1, 1),
-        block=(tile.threads, 1, 1),
-        cluster=(tile.split_k, 1, 1),
-        shared_memory=shared_memory,
-        pdl=pdl,
-        arguments=(
-            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, tile.rows), swizzle=128),
-            TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.columns), swizzle=128),
-            Pointer(a_scale),
-            Pointer(b_scale),
-            Pointer(c if has_c else d),
-            Pointer(d),
-            Scalar(m, "uint32"),
-            Scalar(n, "uint32"),
-            Scalar(k, "uint32"),
-            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
-        ),
-    )
+    kernel = Kernel("sm90_fp8_fp4_gemm_swapped", arguments)
+    return _Parts(kernel, tile.threads, shared_memory, tile.columns, tile.rows, tile.rows, ())
