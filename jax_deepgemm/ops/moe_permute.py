@@ -36,8 +36,8 @@ def moe_permute(x: jax.Array, topk_idx: jax.Array, num_experts: int) -> tuple[ja
     """Copies each token to its experts: rows sorted by expert, and within an expert as the tokens are.
 
     x: bfloat16, float16 or float32 [T, D].
-    topk_idx: an integer [T, k], the experts of each token. Others than 0 to `num_experts` - 1 are no expert: on a device
-        that has a part of the experts, subtract the number of its first.
+    topk_idx: an integer [T, k], the experts of each token. Others than 0 to `num_experts` - 1 are no expert: on a
+        device that has a part of the experts, subtract the number of its first.
 
     Returns the rows [T k, D], those of no expert at the end and zero, and the `MoePermutation` for `moe_unpermute` and
     for grouped GEMMs. The rows are differentiable with respect to `x`, to any order; the gradient sums over the copies
@@ -64,8 +64,8 @@ def moe_unpermute(y: jax.Array, permutation: MoePermutation, topk_weights: jax.A
     y: bfloat16, float16 or float32 [T k, D], rows as `moe_permute` sorted them.
     topk_weights: floats [T, k]; None counts each copy once.
 
-    Returns [T, D] in the dtype of `y`: `sum over j of topk_weights[t, j] * y[rows[t, j]]`, in float32 and in this order,
-    rounded once. Copies of no expert count nothing. Differentiable with respect to `y` and `topk_weights`, to any order.
+    Returns [T, D] in the dtype of `y`: `sum over j of topk_weights[t, j] * y[rows[t, j]]`, in float32, in this
+    order, and rounded once. Copies of no expert count nothing. Differentiable in `y` and `topk_weights`, to any order.
 
     Raises TypeError or ValueError, naming the argument, for other dtypes and shapes.
 

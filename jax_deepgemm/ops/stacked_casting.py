@@ -19,7 +19,7 @@ _BLOCK = (TILE, TILE)
 
 
 def quantise_stack(w: jax.Array, *, straight: bool, turned: bool) -> list[Quantized]:
-    """Of w [G, R, C]: data [G, R, C] and scale [G, ceil(R / 128), ceil(C / 128)], and the same with R and C exchanged."""
+    """Of w [G, R, C]: data [G, R, C] and scale [G, ceil(R / 128), ceil(C / 128)], and that transposed."""
     flat = _call(
         w,
         straight=_BLOCK if straight else None,
