@@ -8,6 +8,7 @@
 template <class Config, u32 kBlock = kBlockK>
 struct GemmWalk {
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns, kSplitK = Config::kSplitK;
+    static constexpr bool kKGrouped = false;  // one range of K for all tiles
 
     TileOrder<Config::kGroup> order;
     u32 first, step, rank;
@@ -25,6 +26,11 @@ struct GemmWalk {
         k_begin = all * part / kSplitK;
         k_blocks = all * (part + 1) / kSplitK - k_begin;
     }
+
+    __device__ __forceinline__ u32 count() const { return order.count(); }
+
+    // Where block `i` of this CTA's part of K begins.
+    __device__ __forceinline__ u32 at_k(u32 i) const { return (k_begin + i) * kBlock; }
 
     // The tile's corner along wgmma's rows and columns, in elements.
     __device__ __forceinline__ Tile corner(u32 index) const {
