@@ -56,10 +56,10 @@ struct Fp8Runs {
                                                    u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const typename Gemm::Walk walk(m, n, k);
+        typename Gemm::Walk walk(shared, m, n, k);
         Pipeline pipe;
         Gemm::begin_turns(group);
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             float sum[1][kAccumulators];
@@ -72,7 +72,7 @@ struct Fp8Runs {
                 run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
 #pragma unroll 1
             for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
-            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);

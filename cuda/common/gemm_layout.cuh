@@ -84,6 +84,7 @@ struct SharedLayout {
     static_assert(!Operands::kPartialsInRing || kPartialBytes <= kRing, "the ring has room for the partial tile");
     static constexpr u32 kScales = kRing + kEpilogueBytes;
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
+    static constexpr u32 kEnd = align_up(kBarriers + 8 * ((Operands::kScaleN ? 3 : 2) * Config::kStages + 2), 16);
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>

@@ -33,4 +33,4 @@ def check(config: GemmConfig) -> None:
 
 def table_bytes(groups: int) -> int:
     """Of shared memory, for the groups' parts of K and their order: `KGroupTable` in cuda/common/k_group_walk.cuh."""
-    return 8 * groups + 2 * (groups + groups % 2) + 4
+    return 8 + 8 * groups + 2 * (groups + groups % 2)

@@ -78,6 +78,7 @@ def bf16_launch(
     stages, store = stages_of(tile, out_bytes, smem_bytes), tile.store(out_bytes, smem_bytes)
     arguments = (
         *template(tile, stages, store, m, out_bytes, has_c),
+        ("kKGrouped", True),
         ("kMnRows", True),
         ("kMnColumns", True),
         ("kRowsLoaded", tile.rows),
