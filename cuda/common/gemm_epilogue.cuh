@@ -3,6 +3,7 @@
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
 #include "common/head_splits.cuh"
+#include "common/result_boxes.cuh"
 #include "common/result_rows.cuh"
 #include "common/split_k.cuh"
 #include "common/tile_order.cuh"
@@ -74,9 +75,9 @@ struct GemmEpilogue {
     // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so
     // that no warp waits for another. Atoms go in rounds: a fence, which waits for all of a warp's shared memory, and
     // a wait for the store engine cost more than the copies between them.
-    template <class Rows = AllRows>
+    template <class Corner, class Rows = AllRows>
     static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
+                                                        const TensorMap& d_map, const Out* c, Corner corner, Fragment at,
                                                         u32 group, u32 warp, u32 lane, u32 m, u32 n, Rows rows = {}) {
         constexpr u32 kAtom = Layout::kAtomColumns, kAtoms = kColumns / kAtom, kAll = kWaves * kAtoms;
         constexpr u32 kBuffers = Config::kStoreBuffers;
@@ -116,9 +117,9 @@ struct GemmEpilogue {
                     const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
                     const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
                     if constexpr (kAddInPlace) {
-                        tma_reduce_add_2d(d_map, atom, corner.column + kColumn, row);
+                        add_result_box(corner, d_map, atom, corner.column + kColumn, row);
                     } else {
-                        tma_store_2d(d_map, atom, Columns::at(corner.column + kColumn), row);
+                        store_result_box(corner, d_map, atom, Columns::at(corner.column + kColumn), row);
                     }
                 });
                 tma_store_commit();

@@ -22,9 +22,7 @@ def fp8_gemm(rows: int, groups: int, n: int, k: int, out_bytes: int, num_sms: in
     return ranked(rows, groups, n, k, out_bytes, num_sms, smem_bytes)[0]
 
 
-def ranked(
-    rows: int, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
-) -> list[GemmConfig]:
+def ranked(rows: int, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
     fitting = [c for c in candidates(rows, groups, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3]
 
@@ -47,5 +45,7 @@ def candidates(rows: int, groups: int, n: int, k: int, num_sms: int) -> Iterator
     if rows <= 128:
         for columns in {min(128, ceil_div(m, STEP) * STEP) for m in about(rows)}:
             for height in (64, 128):
-                found |= dict.fromkeys(sm90._variants(height, columns, True, rows, groups * n, ceil_div(k, 128), num_sms))
+                found |= dict.fromkeys(
+                    sm90._variants(height, columns, True, rows, groups * n, ceil_div(k, 128), num_sms)
+                )
     yield from (c for c in found if c.multicast == 1)

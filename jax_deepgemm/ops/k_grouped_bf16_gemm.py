@@ -10,11 +10,14 @@ from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import k_groups
 from jax_deepgemm.ops.gemm_result import alias_of, rounded
+from jax_deepgemm.ops.k_grouped_plan import bf16_plan, bf16_ranked
 from jax_deepgemm.primitive import make
 
+CONFIGS = (KGroupedBf16Config,)
 _OUT_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
@@ -25,6 +28,7 @@ def k_grouped_bf16_gemm_tn_contiguous(
     c: jax.Array | None = None,
     *,
     out_dtype: DTypeLike = jnp.float32,
+    config: KGroupedBf16Config | None = None,
 ) -> jax.Array:
     """`A[g].T @ B[g] (+ C[g])` for groups g of rows of bfloat16 matrices, accumulated in float32.
 
@@ -35,6 +39,7 @@ def k_grouped_bf16_gemm_tn_contiguous(
         negative one counts as 0, and what lies beyond K is cut off.
     c: `out_dtype` [G, M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.
     out_dtype: float32 or bfloat16.
+    config: the kernel's tiles, instead of what `tune` found or the heuristics choose. Only a kernel heeds it.
 
     K and G may be anything, also zero. Returns `out_dtype` [G, M, N]; of a group without rows, zeros or `c`. NaN and
     Inf stay in the group, the row and the column they belong to.
@@ -61,20 +66,25 @@ def k_grouped_bf16_gemm_tn_contiguous(
         if x.shape[1] % 8:
             checks.fail(ValueError, name, f"of shape ({dims}) with {dims[-1]} a multiple of 8", x)
     ks = k_groups.checked_sizes(ks)
+    checks.config(config, CONFIGS, dtype.itemsize)
     shape = (ks.shape[0], m, n)
     added = () if c is None else (checks.array("c", c, [dtype], ", ".join(map(str, shape)), shape),)
-    return _call(a, b, ks, *added, out_dtype=dtype)[0]
+    return _call(a, b, ks, *added, out_dtype=dtype, config=config)[0]
 
 
 # The operands of the primitive: a, b, ks, and c if there is one.
 
 
-def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype) -> list[jax.ShapeDtypeStruct]:
+def _abstract_eval(
+    avals: Avals, *, out_dtype: jnp.dtype, config: KGroupedBf16Config | None
+) -> list[jax.ShapeDtypeStruct]:
     a, b, ks = avals[:3]
     return [jax.ShapeDtypeStruct((ks.shape[0], a.shape[1], b.shape[1]), out_dtype)]
 
 
-def _reference(a: jax.Array, b: jax.Array, ks: jax.Array, *c: jax.Array, out_dtype: jnp.dtype) -> list[jax.Array]:
+def _reference(
+    a: jax.Array, b: jax.Array, ks: jax.Array, *c: jax.Array, out_dtype: jnp.dtype, config: KGroupedBf16Config | None
+) -> list[jax.Array]:
     def product(mine: jax.Array) -> jax.Array:
         ours = (jnp.where(mine[:, None], x, 0) for x in (a, b))  # both: of the others' NaN, zeros make NaN
         return jax.lax.dot_general(*ours, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
@@ -94,7 +104,9 @@ _call: Any = make(
         name="k_grouped_bf16_gemm_tn_contiguous",
         abstract_eval=_abstract_eval,
         reference=_reference,
-        plan=lambda *_: None,
+        plan=bf16_plan,
+        configs=CONFIGS,
+        ranked=bf16_ranked,
         aliases=alias_of(3),
         factors=_factors,
     )

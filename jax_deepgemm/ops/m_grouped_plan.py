@@ -73,6 +73,4 @@ def problem_of(
     else:
         kind, rows = "PsumGroups" if params["use_psum_layout"] else "IndexGroups", ceil_div(m, groups)
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    return Problem(
-        m, n, k, groups, max(1, rows), kind, out_bytes, num_sms, target.smem_bytes - table_bytes(groups)
-    )
+    return Problem(m, n, k, groups, max(1, rows), kind, out_bytes, num_sms, target.smem_bytes - table_bytes(groups))
