@@ -28,7 +28,7 @@ def normal(seed, *shape):
 def bounded(sizes, rows):
     """Begin and end of each group: negative sizes count as 0, and what lies beyond `rows` is cut off."""
     ends = np.minimum(np.cumsum(np.maximum(np.asarray(sizes, np.int64), 0)), rows)
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+    return list(zip([0, *ends][:-1], ends, strict=True)) if len(ends) else []
 
 
 def ragged_dot(lhs, rhs, sizes, dy):

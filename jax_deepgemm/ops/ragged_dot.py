@@ -33,8 +33,8 @@ def ragged_dot(
     lhs: [M, K], rows sorted by group.
     rhs: [G, K, N], the matrix of each group.
     group_sizes: integers [G], how many rows each group has, from row 0 on. Rows behind the last group's are zeros in
-        the result. Sizes are read on the device and may be anything: a negative one counts as 0, and what lies beyond M is
-        cut off.
+        the result. Sizes are read on the device and may be anything: a negative one counts as 0, and what lies beyond M
+        is cut off.
     precision, group_offset: as for `jax.lax.ragged_dot`. BF16 products are exact anyway, and are summed in float32.
     preferred_element_type: of the result; None is that of the operands.
     recipe: None multiplies the operands as they are. ((1, 128), (128, 128)) multiplies in FP8: BF16 or FP32 operands

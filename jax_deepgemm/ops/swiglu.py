@@ -22,7 +22,7 @@ def swiglu(x: jax.Array) -> jax.Array:
 
 
 def swiglu_to_fp8(x: jax.Array) -> checks.Quantized:
-    """`per_token_cast_to_fp8(swiglu(x))`, but for the last bit of an exponential, by one kernel. It has no derivative."""
+    """`per_token_cast_to_fp8(swiglu(x))`, but for the last bit of an exponential, by one kernel. No derivative."""
     return checks.Quantized(*_call(x, smallest_amax=casting.SMALLEST_AMAX))
 
 
