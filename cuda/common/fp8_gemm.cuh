@@ -179,6 +179,19 @@ struct Fp8Gemm {
         if (group == 0) wait_turn(group);
     }
 
+    // Instead of a step, for a warpgroup whose rows are of no use: it keeps in line. `count` stages under one turn.
+    static __device__ __forceinline__ void pass_by(const Shared& shared, Pipeline& pipe, u32 count, u32 group,
+                                                   u32 lane) {
+        wait_turn(group);
+        pass_turn(group);
+#pragma unroll 1
+        for (u32 i = 0; i < count; ++i, pipe.advance()) {
+            shared.full(pipe.stage).wait(pipe.phase);
+            shared.scales_full(pipe.stage).wait(pipe.phase);
+            release(shared, pipe.stage, lane);
+        }
+    }
+
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
     template <u32 kCount, class Wait, class Look, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
@@ -253,7 +266,14 @@ struct Fp8Gemm {
                     const auto release_stage = [&] {
                         if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
-                    if (kStageBlocks == 1 || count == kStageBlocks) {
+                    if (Walk::kEndsInside && !walk.needs(corner.row + row)) {
+                        const u32 turns = kStageBlocks == 1 || count == kStageBlocks ? 1 : count;
+#pragma unroll 1
+                        for (u32 j = 0; j < turns; ++j) wait_turn(group), pass_turn(group);
+                        wait_scales();
+                        look_ahead();
+                        release_stage();
+                    } else if (kStageBlocks == 1 || count == kStageBlocks) {
                         step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales, look_ahead,
                                            release_stage);
                     } else {
