@@ -19,7 +19,7 @@ SIZES = {
 
 
 def normal(seed, *shape):
-    """Normal values whose magnitude differs from one 128 to the next along the last two, so that a misplaced scale shows."""
+    """Normal values whose magnitude differs from one 128 to the next, so that a misplaced scale shows."""
     random = np.random.default_rng(seed)
     rows, columns = (np.arange(size) // 128 for size in shape[-2:])
     return random.standard_normal(shape) * 2.0 ** ((rows[:, None] + 2 * columns) % 5)

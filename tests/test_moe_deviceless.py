@@ -15,7 +15,7 @@ from tests import moe
 from tests.deviceless import LAUNCH, computations, moves, opcode, sharding
 
 BF16, F32, FP8 = jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn
-T, K, H, I, G = 256, 8, 1024, 512, 4
+T, K, H, INNER, G = 256, 8, 1024, 512, 4
 
 
 def aval(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -39,8 +39,8 @@ def work(program: str) -> set[str]:
 
 X, IDX, WEIGHTS = aval(BF16, T, H), aval(jnp.int32, T, K), aval(F32, T, K)
 QUANTISED = (
-    (aval(FP8, G, 2 * I, H), aval(F32, G, 2 * I // 128, H // 128)),
-    (aval(FP8, G, H, I), aval(F32, G, H // 128, I // 128)),
+    (aval(FP8, G, 2 * INNER, H), aval(F32, G, 2 * INNER // 128, H // 128)),
+    (aval(FP8, G, H, INNER), aval(F32, G, H // 128, INNER // 128)),
 )
 
 
@@ -83,7 +83,7 @@ def test_fp8_block_is_six_kernels_and_nothing_between() -> None:
 
 def test_fp8_ragged_dot_copies_nothing() -> None:
     function = functools.partial(ragged_dot, recipe=moe.FP8)
-    args = aval(BF16, 512, H), aval(BF16, G, H, I), aval(jnp.int32, G)
+    args = aval(BF16, 512, H), aval(BF16, G, H, INNER), aval(jnp.int32, G)
     program = compiled(function, *args)
     assert kernels(program)["sm90_cast_fp8"] == 2
     assert moves(program) == []
@@ -93,7 +93,7 @@ def test_fp8_training_copies_nothing() -> None:
     def step(lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, dy: jax.Array) -> Any:
         return moe.step_of(lambda a, b: ragged_dot(a, b, sizes, recipe=moe.FP8), lhs, rhs, dy)
 
-    args = aval(BF16, 512, H), aval(BF16, G, H, I), aval(jnp.int32, G), aval(BF16, 512, I)
+    args = aval(BF16, 512, H), aval(BF16, G, H, INNER), aval(jnp.int32, G), aval(BF16, 512, INNER)
     program = compiled(step, *args)
     assert kernels(program)["sm90_cast_fp8"] == 3
     assert moves(program) == []

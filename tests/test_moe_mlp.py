@@ -18,7 +18,7 @@ from tests import moe
 from tests.helpers import relative_error
 
 BF16, F32 = jnp.bfloat16, jnp.float32
-T, H, I, G, TOP_K = 40, 144, 160, 5, 3
+T, H, INNER, G, TOP_K = 40, 144, 160, 5, 3
 IDX, WEIGHTS = moe.routed(0, T, TOP_K, G)
 # Two products each of operands that are rounded to FP8, one behind the other; and the gradients of as many.
 BOUNDS = {None: 1e-2, moe.FP8: 0.1}
@@ -26,8 +26,8 @@ BOUNDS = {None: 1e-2, moe.FP8: 0.1}
 
 def arrays(dtype=BF16):
     keys = jax.random.split(jax.random.key(1), 4)
-    shapes = ((T, H), (G, 2 * I, H), (G, H, I), (T, H))
-    scales = (1.0, H**-0.5, I**-0.5, 1.0)
+    shapes = ((T, H), (G, 2 * INNER, H), (G, H, INNER), (T, H))
+    scales = (1.0, H**-0.5, INNER**-0.5, 1.0)
     return [(jax.random.normal(k, s) * f).astype(dtype) for k, s, f in zip(keys, shapes, scales, strict=True)]
 
 
@@ -118,8 +118,8 @@ def test_experts_shared_out(recipe):
     """Each device has a part of the experts and all the tokens; others' experts are none of its own."""
     keys = jax.random.split(jax.random.key(3), 2)
     x, _, _, dy = arrays()
-    w13 = (jax.random.normal(keys[0], (16, 2 * I, H)) * H**-0.5).astype(BF16)
-    w2 = (jax.random.normal(keys[1], (16, H, I)) * I**-0.5).astype(BF16)
+    w13 = (jax.random.normal(keys[0], (16, 2 * INNER, H)) * H**-0.5).astype(BF16)
+    w2 = (jax.random.normal(keys[1], (16, H, INNER)) * INNER**-0.5).astype(BF16)
     idx, weights = moe.routed(4, T, TOP_K, 16)
 
     def local(x, weights, w13, w2, dy):

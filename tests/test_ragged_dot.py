@@ -86,7 +86,7 @@ def test_errors_are_those_of_jax(change):
     given = {"lhs": lhs, "rhs": rhs, "group_sizes": jnp.asarray(moe.SIZES["mixed"])} | change
     raised = []
     for function in (jax.lax.ragged_dot, ragged_dot):
-        with pytest.raises(Exception) as caught:  # noqa: PT011
+        with pytest.raises(Exception) as caught:
             function(**given)
         raised.append((caught.type, str(caught.value)))
     assert raised[0] == raised[1]
@@ -156,7 +156,7 @@ def test_vmap(axes, recipe):
 
 @pytest.mark.parametrize("recipe", [None, moe.FP8])
 def test_experts_shared_out(recipe):
-    """Eight devices have a part of the experts each: rows are rolled so that their own come first, and results summed."""
+    """Eight devices have a part of the experts each: rows are rolled so that their own come first, results summed."""
     lhs, rhs, dy = arrays(g=16)
     sizes = jnp.asarray([3, 0, 9, 1, 0, 0, 5, 8, 2, 2, 0, 20, 1, 3, 4, 2], jnp.int32)
 

@@ -167,13 +167,13 @@ def test_gradients_and_repeats():
         assert all_same(results)
 
 
-T, H, I, G, TOP_K = 300, 512, 384, 6, 3
+T, H, INNER, G, TOP_K = 300, 512, 384, 6, 3
 
 
 def block_arrays():
     keys = jax.random.split(jax.random.key(1), 4)
-    shapes = ((T, H), (G, 2 * I, H), (G, H, I), (T, H))
-    scales = (1.0, H**-0.5, I**-0.5, 1.0)
+    shapes = ((T, H), (G, 2 * INNER, H), (G, H, INNER), (T, H))
+    scales = (1.0, H**-0.5, INNER**-0.5, 1.0)
     x, w13, w2, dy = ((jax.random.normal(k, s) * f).astype(BF16) for k, s, f in zip(keys, shapes, scales, strict=True))
     return x, *moe.routed(0, T, TOP_K, G), w13, w2, dy
 
