@@ -112,3 +112,55 @@ BF16_ODD = tuple(
     for n in (136, 2112)
     for k in ((1, 65, 7001) if layout == "tn" else (8, 200, 7168))
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class RaggedDot:
+    """lhs[m,k] by rhs[groups,k,n], in BF16 or, with operands quantised inside, in FP8."""
+
+    groups: int
+    m: int
+    n: int
+    k: int
+    fp8: bool = False
+
+    @property
+    def op(self) -> str:
+        return "ragged_dot in FP8" if self.fp8 else "ragged_dot"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"groups": self.groups, "m": self.m, "n": self.n, "k": self.k}
+
+    def __str__(self) -> str:
+        return f"{self.groups}x{self.m}x{self.n}x{self.k}-{'fp8' if self.fp8 else 'bf16'}"
+
+
+# The `ragged_dot` benchmark.
+RAGGED_DOTS = tuple(
+    RaggedDot(groups, m, n, k, fp8)
+    for groups, m, n, k in ((4, 32768, 6144, 7168), (8, 32768, 4096, 4096), (32, 6144, 4096, 4096))
+    for fp8 in (False, True)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeMlp:
+    """m tokens through top_k of as many gated MLPs of width n as there are groups, and back to width k."""
+
+    m: int
+    n: int
+    k: int
+    groups: int
+    top_k: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}-{self.top_k}of{self.groups}"
+
+
+# The `moe_mlp` benchmark: the widths of DeepSeek-V3.
+MOE_MLPS = tuple(MoeMlp(m, 2048, 7168, 32, 8) for m in (4096, 128))
