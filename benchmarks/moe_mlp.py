@@ -62,8 +62,9 @@ def operands(case: MoeMlp) -> Operands:
         share = jax.nn.softmax(jax.random.normal(of_weights, (case.m, case.top_k)))
         return x, jax.lax.top_k(scores, case.top_k)[1], share
 
+    tokens: Any = make(jax.random.key(case.m))
     w13, w2 = weights(case.groups, 2 * case.n, case.k), weights(case.groups, case.k, case.n)
-    return Operands(*make(jax.random.key(case.m)), w13, w2)
+    return Operands(*tokens, w13, w2)
 
 
 def checker(case: MoeMlp, given: Operands) -> Callable[[Any], str | None]:

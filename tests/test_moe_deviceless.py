@@ -24,7 +24,9 @@ def aval(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
 
 def compiled(function: Any, *args: Any) -> str:
     on = sharding("h100")
-    return jax.jit(function, in_shardings=on, out_shardings=on).lower(*args).compile().as_text()
+    text = jax.jit(function, in_shardings=on, out_shardings=on).lower(*args).compile().as_text()
+    assert text is not None
+    return text
 
 
 def kernels(program: str) -> Counter[str]:

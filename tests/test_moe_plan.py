@@ -19,11 +19,12 @@ from tests.kernels import check_resources
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 I32, FP8 = np.dtype(np.int32), np.dtype(ml_dtypes.float8_e4m3fn)
 DTYPES = (BF16, F16, F32)
-TARGET = {"target": H100, "config": Config()}
+TARGET: dict[str, Any] = {"target": H100, "config": Config()}
 
 
 def sort(tokens: int, top_k: int, experts: int, **changed: Any) -> Launch | None:
-    return moe_plan.sort_plan([Aval((tokens, top_k), I32)], [], {"num_experts": experts}, **TARGET | changed)
+    avals: Any = [Aval((tokens, top_k), I32)]
+    return moe_plan.sort_plan(avals, [], {"num_experts": experts}, **TARGET | changed)
 
 
 def moves(
@@ -42,13 +43,15 @@ def moves(
 
 
 def swiglu(rows: int, columns: int, dtype: Any = BF16, **changed: Any) -> Launch | None:
-    avals, results = [Aval((rows, 2 * columns), dtype)], [Aval((rows, columns), FP8)]
+    avals: Any = [Aval((rows, 2 * columns), dtype)]
+    results: Any = [Aval((rows, columns), FP8)]
     return casting_plan.swiglu_plan(avals, results, {"smallest_amax": 1e-4}, **TARGET | changed)
 
 
 def stack(shape: tuple[int, int, int], straight: bool, turned: bool, dtype: Any = BF16) -> Launch | None:
+    avals: Any = [Aval(shape, dtype)]
     params = {"straight": (128, 128) if straight else None, "turned": (128, 128) if turned else None}
-    return casting_plan.plan([Aval(shape, dtype)], [], params | {"use_ue8m0": False, "smallest_amax": 1e-4}, **TARGET)
+    return casting_plan.plan(avals, [], params | {"use_ue8m0": False, "smallest_amax": 1e-4}, **TARGET)
 
 
 def shape_of(planned: Launch | None) -> tuple[int, int, int]:
@@ -103,7 +106,7 @@ def test_swiglu_and_stacks() -> None:
 
 
 def test_what_has_no_launch() -> None:
-    other = {"target": Target("sm_100a", 148, H100.smem_bytes)}
+    other: dict[str, Any] = {"target": Target("sm_100a", 148, H100.smem_bytes)}
     assert sort(8, 2, 4, **other) is None and sort(0, 2, 4) is None
     assert sort(8, 2, 1025) is None and sort(2**18, 8, 4) is None
     for kind in ("permute", "permute_fp8", "unpermute", "row_dots"):

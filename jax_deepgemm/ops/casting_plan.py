@@ -65,7 +65,7 @@ def plan(
     results = [1, 2, 1, 2] if straight is None or turned is None else [1, 2, 3, 4]
     return Launch(
         kernel=Kernel("sm90_cast_fp8", template),
-        grid=(grid, *(stacked or (1,)), 1),
+        grid=(grid, stacked[0] if stacked else 1, 1),
         block=(tile_rows * 4, 1, 1),
         pdl=config.pdl,
         arguments=(

@@ -85,12 +85,11 @@ def moe_mlp(
         checks.fail(ValueError, "w13", f"of shape (G, 2 I, H) with H and I multiples of {multiple}", _matrix(w13))
     permutation = sorted_by_expert(topk_idx, groups)
     leaves, structure = jax.tree.flatten((x, topk_weights, w13, w2, permutation))
-    x, topk_weights, w13, w2, permutation = structure.unflatten(varying_alike(*leaves))
-    if not fp8:
-        return _in_bf16(x, topk_weights, w13, w2, permutation)
+    operands: Any = structure.unflatten(varying_alike(*leaves))
     if quantised:
-        w13, w2 = without_gradient(w13), without_gradient(w2)
-    return _in_fp8(x, topk_weights, w13, w2, permutation)
+        operands = *operands[:2], *map(without_gradient, operands[2:4]), operands[4]
+    product: Any = _in_fp8 if fp8 else _in_bf16
+    return product(*operands)
 
 
 def _weights(name: str, w: Any, dims: str, quantised: bool, fp8: bool) -> Any:
@@ -143,10 +142,8 @@ def _in_fp8_by_steps(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permut
 
 def _in_fp8_fwd(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: MoePermutation) -> Any:
     if isinstance(w13, Quantized):
-        y, pull = jax.vjp(lambda x, weights: _in_fp8_by_steps(x, weights, w13, w2, permutation), x, weights)
-        return y, pull
-    y, pull = jax.vjp(lambda *args: _in_fp8_by_steps(*args, permutation), x, weights, w13, w2)
-    return y, pull
+        return jax.vjp(lambda x, weights: _in_fp8_by_steps(x, weights, w13, w2, permutation), x, weights)
+    return jax.vjp(lambda x, weights, *ws: _in_fp8_by_steps(x, weights, *ws, permutation), x, weights, w13, w2)
 
 
 def _in_fp8_bwd(pull: Any, dy: jax.Array) -> Any:

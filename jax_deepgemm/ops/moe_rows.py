@@ -139,9 +139,7 @@ def _bilinear_jvp(
         if type(tangent) is not ad.Zero and jnp.issubdtype(primals[i].dtype, jnp.floating):
             terms.append(call(*primals[:i], tangent, *primals[i + 1 :])[0])
     results = call(*primals)
-    if not terms:
-        return results, [ad.Zero.from_primal_value(results[0])]
-    total = terms[0]
+    total = jnp.zeros_like(results[0]) if not terms else terms[0]
     for term in terms[1:]:
         total = total + term
     return results, [total]

@@ -56,7 +56,7 @@ def ragged_dot(
     >>> ragged_dot(lhs, rhs, jnp.array([3, 2])).shape
     (6, 128)
     """
-    standard = functools.partial(
+    standard: Any = functools.partial(
         jax.lax.ragged_dot,
         precision=precision,
         preferred_element_type=preferred_element_type,
@@ -74,7 +74,7 @@ def ragged_dot(
         if group_offset is not None:
             checks.fail(ValueError, "group_offset", "None with a recipe", group_offset)
     operands = varying_alike(jnp.asarray(lhs), jnp.asarray(rhs), jnp.asarray(group_sizes))
-    product = fp8_matmul if fp8 else bf16_matmul
+    product: Any = fp8_matmul if fp8 else bf16_matmul
     return product(*operands[:2], groups_of(operands[2], operands[0].shape[0]), "nn", out_dtype)
 
 
