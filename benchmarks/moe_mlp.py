@@ -63,8 +63,8 @@ def operands(case: MoeMlp) -> Operands:
         return x, jax.lax.top_k(scores, case.top_k)[1], share
 
     tokens: Any = make(jax.random.key(case.m))
-    w13, w2 = weights(case.groups, 2 * case.n, case.k), weights(case.groups, case.k, case.n)
-    return Operands(*tokens, w13, w2)
+    shapes = ((2 * case.n, case.k), (case.k, case.n))
+    return Operands(*tokens, *(weights(case.groups, *shape) for shape in shapes))
 
 
 def checker(case: MoeMlp, given: Operands) -> Callable[[Any], str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def test_quantised_weights():
     pairs = quantised(w13), quantised(w2)
     inside = moe_mlp(x, IDX, WEIGHTS, w13, w2, recipe=moe.FP8)
     np.testing.assert_array_equal(np.asarray(moe_mlp(x, IDX, WEIGHTS, *pairs)), np.asarray(inside))
-    plain = [tuple(p) for p in pairs]
+    plain: Any = [tuple(p) for p in pairs]
     np.testing.assert_array_equal(np.asarray(moe_mlp(x, IDX, WEIGHTS, *plain)), np.asarray(inside))
     got = moe.step_of(lambda x, w: moe_mlp(x, IDX, w, *pairs), x, WEIGHTS, dy)
     check(got, wanted(x, WEIGHTS, w13, w2, dy)[:3], 0.1)

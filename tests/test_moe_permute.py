@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def test_vmap(axes):
     got = jax.jit(jax.vmap(functools.partial(block, experts=5), axes))(*args)
     for i in range(2):
         one = [m[i] if axis == 0 else m for m, axis in zip(args, axes, strict=True)]
-        np.testing.assert_allclose(got[i], block(*one, 5), rtol=1e-6)
+        np.testing.assert_allclose(got[i], block(*one, experts=5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -104,7 +105,7 @@ def test_sharded_columns_stay_where_they_are(kind):
     sharded = jax.device_put(x, NamedSharding(mesh, P(None, "x")))
     others = [jax.device_put(v, NamedSharding(mesh, P())) for v in (weights, idx)]
     function = jax.jit(functools.partial(block, experts=5))
-    assert "all-gather" not in function.lower(sharded, *others).compile().as_text()
+    assert "all-gather" not in str(function.lower(sharded, *others).compile().as_text())
     np.testing.assert_allclose(function(sharded, *others), block(x, weights, idx, 5), rtol=1e-6)
 
 
@@ -168,6 +169,7 @@ def test_wide_and_narrow_indices():
 
 
 X, IDX = jnp.zeros((4, 8)), jnp.zeros((4, 2), jnp.int32)
+BAD: Any = IDX
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ X, IDX = jnp.zeros((4, 8)), jnp.zeros((4, 2), jnp.int32)
             ValueError,
             "`y` must be of shape (8, D), a row for each copy, got float32[4,8]",
         ),
-        (lambda: moe_unpermute(X, IDX), TypeError, "`permutation` must be a MoePermutation, got int32[4,2]"),
+        (lambda: moe_unpermute(X, BAD), TypeError, "`permutation` must be a MoePermutation, got int32[4,2]"),
         (
             lambda: moe_unpermute(*moe_permute(X, IDX, 3), jnp.ones((4, 3))),
             ValueError,
