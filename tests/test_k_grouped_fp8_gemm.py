@@ -59,7 +59,10 @@ def test_one_group_of_whole_blocks_needs_no_more_room():
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 def test_vmap_of_the_cast(axes):
     xs, all_ks = [matrices(16, 8, 64, s)[0] for s in range(2)], [(20, 30), (0, 64)]
-    args = [jnp.stack(xs) if axes[0] == 0 else xs[0], jnp.stack(list(map(sizes, all_ks)))[0 if axes[1] is None else ...]]
+    args = [
+        jnp.stack(xs) if axes[0] == 0 else xs[0],
+        jnp.stack(list(map(sizes, all_ks)))[0 if axes[1] is None else ...],
+    ]
     got = jax.vmap(cast, axes)(*args)
     for i in range(2):
         wanted = cast(xs[i if axes[0] == 0 else 0], sizes(all_ks[i if axes[1] == 0 else 0]))
@@ -119,13 +122,25 @@ RAW = jnp.zeros((16, 100), E4M3), jnp.zeros((16, 1))
     "function, kind, message",
     [
         (lambda: gemm(A.data, B, KS), TypeError, r"`a` must be a \(data, scale\) pair"),
-        (lambda: gemm((A.data.astype(BF16), A.scale), B, KS), TypeError, r"`a` must be float8_e4m3fn of shape \(M, P\)"),
+        (
+            lambda: gemm((A.data.astype(BF16), A.scale), B, KS),
+            TypeError,
+            r"`a` must be float8_e4m3fn of shape \(M, P\)",
+        ),
         (lambda: gemm(A, (B.data, B.scale[:, :1]), KS), ValueError, r"`b.scale` must be .* of shape \(24, 2\)"),
         (lambda: gemm(RAW, RAW, KS), ValueError, r"`a` must be of shape \(M, P\) with P a multiple of 128"),
-        (lambda: gemm(A, quantised(8, 8, (99,) * 3, 300)[0], KS), ValueError, r"`b` must be of shape \(N, 256\) with the P"),
+        (
+            lambda: gemm(A, quantised(8, 8, (99,) * 3, 300)[0], KS),
+            ValueError,
+            r"`b` must be of shape \(N, 256\) with the P",
+        ),
         (lambda: gemm(A, (B.data[:22], B.scale[:22]), KS), ValueError, "N a multiple of 4 for float32 out"),
         (lambda: gemm(A, B, [30, 34]), TypeError, r"`ks` must be int32 of shape \(G\), got list"),
-        (lambda: gemm(A, B, KS, jnp.zeros((2, 16, 16))), ValueError, r"`c` must be float32 of shape \(2, 16, 24\), got"),
+        (
+            lambda: gemm(A, B, KS, jnp.zeros((2, 16, 16))),
+            ValueError,
+            r"`c` must be float32 of shape \(2, 16, 24\), got",
+        ),
         (lambda: gemm(A, B, KS, config=GemmConfig1d1d(64, 64, split_k=2)), ValueError, "clusters of one CTA"),
         (lambda: cast(A.data, KS), TypeError, r"`x` must be bfloat16 or float16 or float32 of shape \(K, M\)"),
         (lambda: cast(jnp.zeros((4, 4)), KS[0]), ValueError, r"`ks` must be int32 of shape \(G\), got int32\[\]"),

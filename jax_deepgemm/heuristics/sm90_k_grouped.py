@@ -5,7 +5,6 @@ To those a product with groups is one whose M is that of all groups, in whole ti
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -46,12 +45,10 @@ def fp8_gemm(
 
 
 def _fp8_candidates(m: int, n: int, num_sms: int) -> Iterator[GemmConfig1d1d]:
-    """Those of the dense GEMM; the walk takes registers, so runs of 128 columns are shorter, or spill."""
+    """Those of the dense GEMM but runs of 128 columns, which spill: the walk takes registers."""
     for c in sm90_1d1d.candidates(m, n, BLOCK_K, num_sms):  # a single block, which nobody would split
         if c.columns < 128 or c.ahead < 2:
             yield c
-        elif c.rows > 64:
-            yield dataclasses.replace(c, ahead=3)
 
 
 def _bf16_candidates(m: int, n: int) -> Iterator[KGroupedBf16Config]:
