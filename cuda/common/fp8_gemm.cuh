@@ -185,6 +185,19 @@ struct Fp8Gemm {
         if (group == 0) wait_turn(group);
     }
 
+    // Instead of a step, for a warpgroup whose rows are of no use: it keeps in line. `count` stages under one turn.
+    static __device__ __forceinline__ void pass_by(const Shared& shared, Pipeline& pipe, u32 count, u32 group,
+                                                   u32 lane) {
+        wait_turn(group);
+        pass_turn(group);
+#pragma unroll 1
+        for (u32 i = 0; i < count; ++i, pipe.advance()) {
+            shared.full(pipe.stage).wait(pipe.phase);
+            shared.scales_full(pipe.stage).wait(pipe.phase);
+            release(shared, pipe.stage, lane);
+        }
+    }
+
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
     template <u32 kCount, class Wait, class Look, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 ring, u32 block,
@@ -239,37 +252,65 @@ struct Fp8Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            bool landed = false;
+            // The first `waves` of them are of use.
+            const auto multiply_blocks = [&](auto waves) {
+                constexpr u32 kUsed = waves.value;
+                bool landed = false;
 #pragma unroll Config::kUnroll
-            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
-                const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
-                if (!landed) shared.full(pipe.stage).wait(pipe.phase);
+                for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                    const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
+                    if (!landed) shared.full(pipe.stage).wait(pipe.phase);
 #pragma unroll
-                for (u32 w = 0; w < kWaves; ++w) {
-                    const u32 row = (w * kGroups + group) * 64;
-                    const auto wait_scales = [&] {
-                        if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
-                    };
-                    const auto look_ahead = [&] {
-                        if (w != kWaves - 1) return;
-                        Pipeline next = pipe;
-                        next.advance();
-                        landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
-                    };
-                    const auto release_stage = [&] {
-                        if (w == kWaves - 1) release(shared, pipe.stage, lane);
-                    };
-                    if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales, look_ahead,
-                                           release_stage);
-                    } else {
+                    for (u32 w = 0; w < kUsed; ++w) {
+                        const u32 row = (w * kGroups + group) * 64;
+                        const auto wait_scales = [&] {
+                            if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
+                        };
+                        const auto look_ahead = [&] {
+                            if (w != kUsed - 1) return;
+                            Pipeline next = pipe;
+                            next.advance();
+                            landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
+                        };
+                        const auto release_stage = [&] {
+                            if (w == kUsed - 1) release(shared, pipe.stage, lane);
+                        };
+                        if (kStageBlocks == 1 || count == kStageBlocks) {
+                            step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales,
+                                               look_ahead, release_stage);
+                        } else {
 #pragma unroll 1
-                        for (u32 j = 0; j < count; ++j)
-                            step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {}, [] {});
-                        landed = false;
-                        release_stage();
+                            for (u32 j = 0; j < count; ++j)
+                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {},
+                                        [] {});
+                            landed = false;
+                            release_stage();
+                        }
+                    }
+                    if constexpr (kUsed < kWaves) {  // keeps in line
+#pragma unroll
+                        for (u32 w = kUsed; w < kWaves; ++w) {
+#pragma unroll 1
+                            for (u32 j = count == kStageBlocks ? 1 : count; j > 0; --j)
+                                wait_turn(group), pass_turn(group);
+                        }
+                        if constexpr (kUsed == 0) {
+                            shared.scales_full(pipe.stage).wait(pipe.phase);
+                            release(shared, pipe.stage, lane);
+                        }
                     }
                 }
+            };
+            if constexpr (Walk::kEndsInside) {
+                if (!walk.needs(corner.row + group * 64)) {
+                    multiply_blocks(Constant<0>{});
+                } else if (kWaves == 2 && !walk.needs(corner.row + (kGroups + group) * 64)) {
+                    multiply_blocks(Constant<1>{});
+                } else {
+                    multiply_blocks(Constant<kWaves>{});
+                }
+            } else {
+                multiply_blocks(Constant<kWaves>{});
             }
             if constexpr (Layout::kOutByRing) {
                 output.postpone(pipe);

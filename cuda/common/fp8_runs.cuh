@@ -66,13 +66,20 @@ struct Fp8Runs {
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
             const auto nothing = [] {};
+            const bool needed = walk.needs(corner.row + group * 64);
             u32 left = walk.k_blocks;
 #pragma unroll 1
-            for (; left >= Config::kAhead; left -= Config::kAhead)
+            for (; left >= Config::kAhead && needed; left -= Config::kAhead)
                 run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
 #pragma unroll 1
-            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
-            Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n, walk.rows(d));
+            for (; left > 0 && needed; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
+            if constexpr (Gemm::Walk::kEndsInside) {
+#pragma unroll 1
+                for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)
+                    Gemm::pass_by(shared, pipe, left >= Config::kAhead ? Config::kAhead : 1, group, lane);
+            }
+            Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp,
+                                         lane, m, n, walk.rows(d));
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);

@@ -56,18 +56,41 @@ struct IndexGroups {
                                                 u32 thread, u32 threads) {
         for (u32 g = thread; g < groups; g += threads) spans.start[g] = ~0u, spans.end[g] = 0, spans.runs[g] = 0;
         __syncthreads();
+        // All loads of a round are under way at once: a CTA has the whole layout to read before it can begin.
+        constexpr u32 kRows = 16;  // of a thread in a round, 4 of them neighbours
         const u32 lane = thread % 32;
         const int none = static_cast<int>(groups);
-#pragma unroll 4
-        for (u32 base = thread - lane; base < m; base += threads) {
-            const u32 row = base + lane;
-            const int mine = row < m ? layout[row] : none;
-            int before = __shfl_up_sync(0xffffffff, mine, 1), after = __shfl_down_sync(0xffffffff, mine, 1);
-            if (lane == 0) before = row > 0 ? layout[row - 1] : none;
-            if (lane == 31) after = row + 1 < m ? layout[row + 1] : none;
-            if (static_cast<u32>(mine) >= groups) continue;
-            if (before != mine) atomicMin(&spans.start[mine], row), atomicAdd(&spans.runs[mine], 1);
-            if (after != mine) atomicMax(&spans.end[mine], row + 1);
+        const auto at = [&](u32 row) { return row < m ? layout[row] : none; };
+        for (u32 base = (thread - lane) * kRows; base < m; base += threads * kRows) {
+            int mine[kRows / 4][4], before[kRows / 4], after[kRows / 4];
+#pragma unroll
+            for (u32 i = 0; i < kRows / 4; ++i) {
+                const u32 row = base + i * 128 + lane * 4;
+                if (row + 4 <= m) {
+                    const int4 four = *reinterpret_cast<const int4*>(layout + row);
+                    mine[i][0] = four.x, mine[i][1] = four.y, mine[i][2] = four.z, mine[i][3] = four.w;
+                } else {
+#pragma unroll
+                    for (u32 j = 0; j < 4; ++j) mine[i][j] = at(row + j);
+                }
+                before[i] = lane == 0 && row > 0 ? at(row - 1) : none;
+                after[i] = lane == 31 ? at(row + 4) : none;
+            }
+#pragma unroll
+            for (u32 i = 0; i < kRows / 4; ++i) {
+                const u32 row = base + i * 128 + lane * 4;
+                const int left = __shfl_up_sync(0xffffffff, mine[i][3], 1);
+                const int right = __shfl_down_sync(0xffffffff, mine[i][0], 1);
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j) {
+                    const int group = mine[i][j];
+                    const int above = j > 0 ? mine[i][j - (j > 0)] : lane == 0 ? before[i] : left;
+                    const int below = j < 3 ? mine[i][j + (j < 3)] : lane == 31 ? after[i] : right;
+                    if (static_cast<u32>(group) >= groups) continue;
+                    if (above != group) atomicMin(&spans.start[group], row + j), atomicAdd(&spans.runs[group], 1);
+                    if (below != group) atomicMax(&spans.end[group], row + j + 1);
+                }
+            }
         }
     }
 };

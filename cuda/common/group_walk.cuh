@@ -14,6 +14,9 @@ struct GroupWalk {
     static constexpr u32 kTileN = Config::kSwap ? Config::kRows : Config::kColumns;
     static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "tiles of a cluster may be of several groups");
 
+    static constexpr bool kStacked = true;              // B is
+    static constexpr bool kEndsInside = !Config::kSwap;  // a tile may have rows that nobody needs
+
     const GroupTable* table;
     u32 tiles_n, first, step, rank;
     u32 k_begin, k_blocks;
@@ -49,6 +52,9 @@ struct GroupWalk {
         return {tile.row * Config::kRows + (Config::kSwap ? 0 : entry.start),
                 tile.column * Config::kColumns + (Config::kSwap ? entry.start : 0)};
     }
+
+    // Whether 64 of its rows from `row` of D on are of any use.
+    __device__ __forceinline__ bool needs(u32 row) const { return row < end; }
 
     // From there to the operands' coordinates.
     __device__ __forceinline__ u32 rows_at(u32 row, u32 n) const { return row + (Config::kSwap ? group * n : 0); }

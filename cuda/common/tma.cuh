@@ -32,6 +32,14 @@ __device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, Barr
         : "memory");
 }
 
+__device__ __forceinline__ void tma_load_3d(void* to, const TensorMap& map, Barrier& barrier, int x, int y, int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+            "r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+
 __device__ __forceinline__ void tma_load_3d(void* to, const TensorMap& map, Barrier& barrier, int x, int y, int z,
                                             u64 policy) {
     asm volatile(

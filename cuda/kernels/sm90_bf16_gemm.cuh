@@ -53,14 +53,20 @@ struct Sm90Bf16Gemm {
 
     // Loads kTile rows of 128 bytes of one operand; with kShare > 1 each CTA of the cluster fetches its share of the rows
     // for all of them: of a slab, its share of K.
-    template <bool kMn, u32 kTile, u32 kShare, bool kOnce>
+    // kStacked: slabs of matrix `group` of several, so that K ends where that one's does.
+    template <bool kMn, u32 kTile, u32 kShare, bool kOnce, bool kStacked>
     static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
-                                                     u32 rank, u64 policy) {
+                                                     u32 rank, u64 policy, u32 group) {
         const u32 part = kShare > 1 ? rank : 0;
         if constexpr (kMn) {
             constexpr u32 kRows = kBlock / kShare;
 #pragma unroll
             for (u32 slab = 0; slab < kTile / kSlab; ++slab) {
+                if constexpr (kStacked && kOnce) {
+                    tma_load_3d(to + slab * kSlabBytes, map, full, at + slab * kSlab, k, group, policy);
+                } else if constexpr (kStacked) {
+                    tma_load_3d(to + slab * kSlabBytes, map, full, at + slab * kSlab, k, group);
+                } else
                 load_box<kShare, kOnce>(to + slab * kSlabBytes + part * kRows * kRowBytes, map, full,
                                         at + slab * kSlab, k + part * kRows, policy);
             }
@@ -77,6 +83,8 @@ struct Sm90Bf16Gemm {
             Layout::kBlockBytes - (Config::kRows - Config::kRowsLoaded) * kRowBytes;  // kMnRows: all are loaded
         constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
         constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        constexpr bool kStackedRows = Walk::kStacked && Config::kMnRows && Config::kSwap;
+        constexpr bool kStackedColumns = Walk::kStacked && Config::kMnColumns && !Config::kSwap;
         const u64 policy = l2_evict_first();
         Walk walk(shared, m, n, k);
         Pipeline pipe, landing;
@@ -95,10 +103,15 @@ struct Sm90Bf16Gemm {
                 for (u32 j = 0; j < count; ++j) {
                     u32 at_k = (walk.k_begin + i + j) * kBlock;
                     if constexpr (kKGrouped) at_k += walk.k_shift;
-                    load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns, kRowsOnce>(
-                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
-                    load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows, kColumnsOnce>(
-                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
+                    load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns, kRowsOnce,
+                              kStackedRows>(shared.rows(first + j), rows_map, full, at_k,
+                                            kStackedRows ? corner.row : walk.rows_at(corner.row, n), walk.rank, policy,
+                                            walk.group);
+                    load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows, kColumnsOnce,
+                              kStackedColumns>(
+                        shared.columns(first + j), columns_map, full, at_k,
+                        kStackedColumns ? corner.column : walk.columns_at(corner.column, n), walk.rank, policy,
+                        walk.group);
                 }
             }
         }
@@ -285,6 +298,7 @@ struct Sm90Bf16Gemm {
             if constexpr (kKGrouped) {
                 if (warp == kMathWarps + 1) clear_rows(shared, m, n, k, threadIdx.x % 32);
             }
+            if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
             compute(shared, d_map, c, d, m, n, k);

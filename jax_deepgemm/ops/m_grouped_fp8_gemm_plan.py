@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jax_deepgemm.heuristics import sm90_m_grouped
+from jax_deepgemm.heuristics import sm90, sm90_m_grouped
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.gemm_plan import store_map, template
@@ -52,6 +52,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         *template(tile, stages, store, problem.rows, out_bytes, False),
         ("kScaleN", SCALE_BLOCK),
         ("kAhead", tile.ahead),
+        ("kUnroll", sm90.unroll(tile, problem.rows)),
         ("Groups", problem.kind),
     )
     a, a_scale, b, b_scale, layout, d = range(6)

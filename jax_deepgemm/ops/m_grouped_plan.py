@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,17 @@ class Problem(NamedTuple):
     smem_bytes: int  # beside the table of groups
 
     @property
-    def heuristics(self) -> tuple[int, int, int, int, int, int, int]:
-        return self.rows, self.groups, self.n, self.k, self.out_bytes, self.num_sms, self.smem_bytes
+    def heuristics(self) -> tuple[int, bool, int, int, int, int, int, int]:
+        return (
+            self.rows,
+            self.kind == "MaskedGroups",
+            self.groups,
+            self.n,
+            self.k,
+            self.out_bytes,
+            self.num_sms,
+            self.smem_bytes,
+        )
 
     @property
     def table_bytes(self) -> int:
@@ -56,10 +65,21 @@ def table_bytes(groups: int) -> int:
 
 
 def problem_of(
-    a: Shaped, b: Shaped, out: Shaped, params: Mapping[str, Any], target: Target, config: Config, multiple: int
+    a: Shaped,
+    b: Shaped,
+    out: Shaped,
+    params: Mapping[str, Any],
+    target: Target,
+    config: Config,
+    multiple: int,
+    *,
+    k_last: bool = True,
 ) -> Problem | None:
-    """None where no kernel takes them. `b` is [G, N, K]; rows of operands are multiples of `multiple` elements."""
-    (*lead, k), (groups, n, _) = a.shape, b.shape
+    """None where no kernel takes them. Rows of operands are multiples of `multiple` elements.
+
+    `b` is [G, N, K], or [G, K, N] without `k_last`.
+    """
+    (*lead, k), groups, n = a.shape, b.shape[0], b.shape[1 if k_last else 2]
     m = int(np.prod(lead, dtype=np.int64))
     if target.arch != "sm_90a" or 0 in (m, n, k, groups) or groups > MOST_GROUPS:
         return None
