@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from jax_deepgemm.heuristics import sm90_bf16
-from jax_deepgemm.heuristics.gemm_config import ceil_div
+from jax_deepgemm.heuristics import sm90_1d1d, sm90_bf16
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, ceil_div
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 
 _LEAST_STAGES = 3
@@ -27,6 +28,27 @@ def bf16_gemm(
 
     fitting = (c for c in _bf16_candidates(m, n) if c.stages(out_bytes, smem_bytes) >= _LEAST_STAGES)
     return tuple(sorted(fitting, key=price))
+
+
+@functools.lru_cache(maxsize=4096)
+def fp8_gemm(
+    groups: int, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
+) -> tuple[GemmConfig1d1d, ...]:
+    """The same of FP8; k: with the groups padded to whole blocks."""
+
+    def price(c: GemmConfig1d1d) -> float:
+        rows, mean = groups * ceil_div(m, c.rows) * c.rows, max(BLOCK_K, k // groups)
+        return sm90_1d1d.estimate_us(c, rows, n, mean, out_bytes, num_sms)
+
+    fitting = (c for c in _fp8_candidates(m, n, num_sms) if c.stages(out_bytes, smem_bytes) >= _LEAST_STAGES)
+    return tuple(sorted(fitting, key=price))
+
+
+def _fp8_candidates(m: int, n: int, num_sms: int) -> Iterator[GemmConfig1d1d]:
+    """Those of the dense GEMM but runs of 128 columns, which spill: the walk takes registers."""
+    for c in sm90_1d1d.candidates(m, n, BLOCK_K, num_sms):  # a single block, which nobody would split
+        if c.columns < 128 or c.ahead < 2:
+            yield c
 
 
 def _bf16_candidates(m: int, n: int) -> Iterator[KGroupedBf16Config]:
