@@ -52,12 +52,12 @@ struct Sm90MoeSort {
             const u32 alike = __match_any_sync(0xffffffffu, mine), rank = __popc(alike & ((1u << lane) - 1));
             const u32 warps = ceil_div(min(end - base, kThreads), kLanes);
             for (u32 turn = 0; turn < warps; ++turn) {
-                if (turn == warp && mine != kNone) {
-                    const u32 row = next[mine] + rank;
-                    rows[i] = mine < groups ? row : ~row;
+                if (turn == warp) {
+                    u32 row = 0;
+                    if (mine != kNone && rank == 0) row = next[mine], next[mine] = row + __popc(alike);
+                    row = __shfl_sync(0xffffffffu, row, __ffs(alike) - 1) + rank;
+                    if (mine != kNone) rows[i] = mine < groups ? row : ~row;
                 }
-                __syncwarp();
-                if (turn == warp && mine != kNone && rank == 0) next[mine] += __popc(alike);
                 __syncthreads();
             }
         }

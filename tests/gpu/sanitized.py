@@ -23,7 +23,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.target import H100
 from tests import fp4, helpers
 from tests.bf16 import GEMMS
-from tests.gpu import bf16_problems, casts, skip_head_mid
+from tests.gpu import bf16_problems, casts, moe_cases, skip_head_mid
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 from tests.helpers import assert_close
@@ -89,6 +89,8 @@ def main(*arguments: str) -> None:
         print(config, "is right, with free columns", flush=True)
     casts.check(casts.values((130, 140), BF16))
     print("casts are right", flush=True)
+    moe_cases.check()
+    print("experts are right", flush=True)
     with_fp4_weights()
 
 
