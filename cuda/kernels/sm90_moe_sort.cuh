@@ -2,14 +2,15 @@
 //
 // Each CTA places a run of copies. It counts the experts of all copies, those before its run apart from the rest, so
 // that no CTA waits for another: reading them all again costs less than a second launch, up to some 10^5 copies.
-// Counts are integers, so the order of the atomic additions does not matter.
+// Counts are integers, so the order of the atomic additions does not matter. Lanes count apart, each in a bank of its own,
+// as far as shared memory allows: those of a warp with the same expert would wait for each other.
 #pragma once
 #include "common/barrier.cuh"
 #include "common/types.cuh"
 
 template <class Config>
 struct Sm90MoeSort {
-    static constexpr u32 kThreads = Config::kThreads, kLanes = 32;
+    static constexpr u32 kThreads = Config::kThreads, kLanes = 32, kCopies = Config::kCopies;
     static constexpr u32 kNone = 0xffffffffu;
 
     const int* experts;
@@ -18,9 +19,21 @@ struct Sm90MoeSort {
     // Copies of no expert are sorted behind all others.
     __device__ __forceinline__ u32 bucket(u32 copy) const { return min(static_cast<u32>(experts[copy]), groups); }
 
+    // `before` and `rest` have kCopies counters for each expert.
     __device__ __forceinline__ void count_all(u32 begin, u32* before, u32* rest) const {
+        const u32 copy = threadIdx.x % kCopies;
 #pragma unroll 8
-        for (u32 i = threadIdx.x; i < count; i += kThreads) atomicAdd((i < begin ? before : rest) + bucket(i), 1u);
+        for (u32 i = threadIdx.x; i < count; i += kThreads)
+            atomicAdd((i < begin ? before : rest) + bucket(i) * kCopies + copy, 1u);
+    }
+
+    // By warps, an expert each.
+    __device__ __forceinline__ void add_up(const u32* counters, u32* sums) const {
+        const u32 lane = threadIdx.x % kLanes;
+        for (u32 e = threadIdx.x / kLanes; e < 2 * (groups + 1); e += kThreads / kLanes) {
+            const u32 sum = __reduce_add_sync(0xffffffffu, lane < kCopies ? counters[e * kCopies + lane] : 0);
+            if (lane == 0) sums[e] = sum;
+        }
     }
 
     // By one warp: `before` becomes where the run's first copy of each expert goes.
@@ -65,20 +78,23 @@ struct Sm90MoeSort {
 };
 
 // rows: for each copy its row, or the complement of it if the copy has no expert. sizes, ends: of each expert's rows.
-// copies: that a CTA places. Shared memory: two counters for each expert and one more.
+// copies: that a CTA places. Shared memory: for each expert and one more two sums, and as many counters kCopies times.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads)
     sm90_moe_sort(const int* experts, int* rows, int* sizes, int* ends, u32 count, u32 groups, u32 copies) {
-    extern __shared__ u32 counters[];
-    u32* const before = counters;
-    u32* const rest = counters + groups + 1;
+    extern __shared__ u32 sums[];
+    u32* const before = sums;
+    u32* const rest = sums + groups + 1;
+    u32* const counters = sums + 2 * (groups + 1);
     const Sm90MoeSort<Config> sort{experts, count, groups};
-    for (u32 e = threadIdx.x; e < 2 * (groups + 1); e += Config::kThreads) counters[e] = 0;
+    for (u32 i = threadIdx.x; i < 2 * (groups + 1) * Config::kCopies; i += Config::kThreads) counters[i] = 0;
     __syncthreads();
     wait_for_predecessor();
     release_successor();
     const u32 begin = min(blockIdx.x * copies, count), end = min(begin + copies, count);
-    sort.count_all(begin, before, rest);
+    sort.count_all(begin, counters, counters + (groups + 1) * Config::kCopies);
+    __syncthreads();
+    sort.add_up(counters, sums);
     __syncthreads();
     if (threadIdx.x < 32) sort.prefix(before, rest, sizes, ends, threadIdx.x);
     __syncthreads();

@@ -19,6 +19,7 @@ MOST_EXPERTS = 1024  # counted in shared memory
 MOST_COPIES = 2**20  # each CTA of the sort reads all of them
 _MOST_TOP_K = 64  # a copy's place is compile-time
 _SORT_THREADS = 1024
+_SORT_COUNTERS = 72 * 1024  # bytes
 _ROW_THREADS = 256
 _INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
 
@@ -32,11 +33,12 @@ def sort_plan(
     if target.arch != "sm_90a" or not 0 < count <= MOST_COPIES or groups > MOST_EXPERTS:
         return None
     copies = _ceil_to(-(-count // target.num_sms), 32)
+    counters = next(n for n in (32, 16, 8, 4) if 8 * n * (groups + 1) <= _SORT_COUNTERS)
     return Launch(
-        kernel=Kernel("sm90_moe_sort", (("kThreads", _SORT_THREADS),)),
+        kernel=Kernel("sm90_moe_sort", (("kThreads", _SORT_THREADS), ("kCopies", counters))),
         grid=(-(-count // copies), 1, 1),
         block=(_SORT_THREADS, 1, 1),
-        shared_memory=8 * (groups + 1),
+        shared_memory=8 * (groups + 1) * (counters + 1),
         pdl=config.pdl,
         arguments=(*map(Pointer, range(4)), *(Scalar(v, "uint32") for v in (count, groups, copies))),
     )
