@@ -35,7 +35,10 @@ def ranked(
 ) -> list[GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
     sizes = _about(rows, expected)
-    fitting = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3]
+    found = _candidates(rows, sizes, groups * n, k, num_sms)
+    if out_bytes > 2:
+        found = (c for c in found if c.rows < 256)  # would spill
+    fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= 3]
 
     def price(c: GemmConfig) -> float:
         if c.ahead and LEAST_RUN_ROWS < rows <= MOST_RUN_ROWS:
