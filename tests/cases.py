@@ -144,7 +144,7 @@ class MGrouped:
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
-        """Of masked groups within 30 % of the mean, as DeepGEMM's benchmark draws them; of others as experts get them."""
+        """Masked groups within 30 % of the mean, as in DeepGEMM's benchmark; others as experts get them."""
         draw = random.Random(self.groups * self.rows)
         if self.masked:
             return tuple(int(self.rows * draw.uniform(0.7, 1.3)) for _ in range(self.groups))
