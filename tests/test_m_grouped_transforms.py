@@ -38,7 +38,8 @@ def test_vmap(kind, axes):
     turned = jax.tree.map(lambda x: x[::-1], a), jax.tree.map(lambda x: x[::-1], b), INDEX[::-1].copy()
     args = [stack([x, y]) if axis == 0 else x for x, y, axis in zip((a, b, INDEX), turned, axes, strict=True)]
     d = jax.vmap(lambda a, b, layout: contiguous(kind, a, b, layout), axes)(*args)
-    picked = [y if axis == 0 else x for x, y, axis in zip((rows, weights, INDEX), (rows[::-1], weights[::-1], turned[2]), axes, strict=True)]  # fmt: skip
+    both = zip((rows, weights, INDEX), (rows[::-1], weights[::-1], turned[2]), axes, strict=True)
+    picked = [y if axis == 0 else x for x, y, axis in both]
     assert_close(d[0], m_grouped.oracle(rows, weights, INDEX))
     assert_close(d[1], m_grouped.oracle(*picked))
 
