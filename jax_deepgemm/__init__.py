@@ -33,6 +33,13 @@ from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tn as fp8_gemm_tn
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tt as fp8_gemm_tt
 from jax_deepgemm.ops.fp8_gemm_skip_head_mid import fp8_gemm_nt_skip_head_mid as fp8_gemm_nt_skip_head_mid
 from jax_deepgemm.ops.fp8_linear import fp8_linear as fp8_linear
+from jax_deepgemm.ops.k_grouped_bf16_gemm import k_grouped_bf16_gemm_tn_contiguous as k_grouped_bf16_gemm_tn_contiguous
+from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nn_contiguous as m_grouped_bf16_gemm_nn_contiguous
+from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_contiguous as m_grouped_bf16_gemm_nt_contiguous
+from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_masked as m_grouped_bf16_gemm_nt_masked
+from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nn_contiguous as m_grouped_fp8_gemm_nn_contiguous
+from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
+from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
 from jax_deepgemm.target import H100 as H100
 from jax_deepgemm.target import Target as Target
 from jax_deepgemm.tuning import Tuning as Tuning

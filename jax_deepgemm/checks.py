@@ -68,7 +68,8 @@ def pair(name: str, x: Any) -> Quantized:
 
 
 def quantized(name: str, x: Any, dims: str, block: tuple[int, int]) -> Quantized:
-    """`x` as an FP8 matrix with one scale for each `block` (rows, columns) of it. UE8M0 scales become float32."""
+    """`x` as an FP8 matrix, or a stack of them, with one scale for each `block` (rows, columns). UE8M0 scales become
+    float32."""
     data, scale = pair(name, x)
     data = array(name, data, [jnp.float8_e4m3fn], dims)
     shape = scale_shape(data.shape, block)
@@ -88,9 +89,10 @@ def config(value: Any, kinds: Sequence[type], out_bytes: int) -> None:
         fail(ValueError, "config", wanted, repr(value))
 
 
-def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, int]:
-    rows, columns = shape
-    return -(-rows // block[0]), -(-columns // block[1])
+def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, ...]:
+    """Of a matrix, or of each of a stack of them."""
+    *stack, rows, columns = shape
+    return *stack, -(-rows // block[0]), -(-columns // block[1])
 
 
 def dtype(name: str, value: DTypeLike, allowed: Sequence[DTypeLike], wanted: str) -> jnp.dtype:

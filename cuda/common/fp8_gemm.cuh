@@ -31,7 +31,7 @@ struct Fp8Gemm {
     using Operands = typename Scaling::Operands;
     using Layout = SharedLayout<Config, Operands>;
     using Shared = SharedMemory<Config, Operands>;
-    using Walk = GemmWalk<Config>;
+    using Walk = typename WalkOf<Config>::type;
     using Epilogue = GemmEpilogue<Config, Operands>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
@@ -68,9 +68,9 @@ struct Fp8Gemm {
         constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
         constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
         const u64 policy = l2_evict_first();
-        const Walk walk(m, n, k);
+        Walk walk(shared, m, n, k);
         Pipeline pipe;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
 #pragma unroll 1  // unrolled it would not fit the producer's registers
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
@@ -82,9 +82,11 @@ struct Fp8Gemm {
                 for (u32 j = 0; j < count; ++j) {
                     const u32 at_k = (walk.k_begin + i + j) * kBlockK;
                     load_tile<Config::kRows, Config::kClusterColumns, kRowsOnce>(
-                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
+                        shared.rows(first + j), rows_map, full, at_k, walk.rows_at(corner.row, n), walk.rank,
+                        policy);
                     load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
-                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
+                        shared.columns(first + j), columns_map, full, at_k, walk.columns_at(corner.column, n), walk.rank,
+                        policy);
                 }
             }
 #pragma unroll 1
@@ -107,13 +109,14 @@ struct Fp8Gemm {
     // scales of a tile begin at any multiple of that, where TMA wants 16.
     static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
                                                           const float* scales_b, u32 m, u32 n, u32 k) {
-        const Walk walk(m, n, k);
+        Walk walk(shared, m, n, k);
         const u32 lane = threadIdx.x % 32;
         Pipeline pipe;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-            typename Scaling::Source source(scales_a, scales_b, m0, n0, m, n, k, walk.k_begin, lane);
+            typename Scaling::Source source(scales_a, walk.scales_of_b(scales_b, n, k), m0, n0, m, n, k, walk.k_begin,
+                                            lane);
 #pragma unroll 1
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
@@ -182,6 +185,19 @@ struct Fp8Gemm {
         if (group == 0) wait_turn(group);
     }
 
+    // Instead of a step, for a warpgroup whose rows are of no use: it keeps in line. `count` stages under one turn.
+    static __device__ __forceinline__ void pass_by(const Shared& shared, Pipeline& pipe, u32 count, u32 group,
+                                                   u32 lane) {
+        wait_turn(group);
+        pass_turn(group);
+#pragma unroll 1
+        for (u32 i = 0; i < count; ++i, pipe.advance()) {
+            shared.full(pipe.stage).wait(pipe.phase);
+            shared.scales_full(pipe.stage).wait(pipe.phase);
+            release(shared, pipe.stage, lane);
+        }
+    }
+
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
     template <u32 kCount, class Wait, class Look, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 ring, u32 block,
@@ -221,13 +237,13 @@ struct Fp8Gemm {
                                                    u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const Walk walk(m, n, k);
+        Walk walk(shared, m, n, k);
         Pipeline pipe;
         const u32 ring = wgmma_tile(shared_address(shared.base));
         RingOutput<Fp8Gemm> output;
         u32 tile_phase = 0;
         begin_turns(group);
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             float sum[kWaves][kAccumulators];
@@ -256,7 +272,14 @@ struct Fp8Gemm {
                     const auto release_stage = [&] {
                         if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
-                    if (kStageBlocks == 1 || count == kStageBlocks) {
+                    if (Walk::kEndsInside && !walk.needs(corner.row + row)) {
+                        const u32 turns = kStageBlocks == 1 || count == kStageBlocks ? 1 : count;
+#pragma unroll 1
+                        for (u32 j = 0; j < turns; ++j) wait_turn(group), pass_turn(group);
+                        wait_scales();
+                        look_ahead();
+                        release_stage();
+                    } else if (kStageBlocks == 1 || count == kStageBlocks) {
                         step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales, look_ahead,
                                            release_stage);
                     } else {
@@ -273,10 +296,10 @@ struct Fp8Gemm {
                 output.finish(shared, sum, d_map, corner, group, warp, lane);
                 output.settle(shared, lane);
             } else if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
-                                         tile_phase, m, n);
+                                         tile_phase, m, n, walk.rows(d));
             }
             if (kSplitK == 1 || walk.rank == 0) fill_columns(d, corner, m, n, thread);
         }
@@ -286,9 +309,16 @@ struct Fp8Gemm {
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
 
+    struct Nothing {
+        __device__ __forceinline__ void operator()(const Shared&) const {}
+    };
+
+    // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
+    template <class Prepare = Nothing>
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
                                                const TensorMap& c_map, const TensorMap& d_map, const float* scales_a,
-                                               const float* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k) {
+                                               const float* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k,
+                                               Prepare prepare = {}) {
         extern __shared__ __align__(1024) u8 shared_memory[];
         const Shared shared{shared_memory};
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -321,6 +351,7 @@ struct Fp8Gemm {
         }
         wait_for_predecessor();
         release_successor();
+        prepare(shared);
 
         // Three warpgroups start with 168 registers a thread, four with 128: 3 x 168 = 40 + 2 x 232, 4 x 128 = 32 + 3 x
         // 160. Math warps that asked for more than the producer gives back would wait for ever.
@@ -328,6 +359,7 @@ struct Fp8Gemm {
             if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();  // one has registers enough
             if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
+            if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
             if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {

@@ -56,23 +56,29 @@ struct Fp8Runs {
                                                    u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const typename Gemm::Walk walk(m, n, k);
+        typename Gemm::Walk walk(shared, m, n, k);
         Pipeline pipe;
         Gemm::begin_turns(group);
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             float sum[1][kAccumulators];
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
             const auto nothing = [] {};
+            const bool needed = walk.needs(corner.row + group * 64);
             u32 left = walk.k_blocks;
 #pragma unroll 1
-            for (; left >= Config::kAhead; left -= Config::kAhead)
+            for (; left >= Config::kAhead && needed; left -= Config::kAhead)
                 run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
 #pragma unroll 1
-            for (; left > 0; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
-            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+            for (; left > 0 && needed; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
+            if constexpr (Gemm::Walk::kEndsInside) {
+#pragma unroll 1
+                for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)
+                    Gemm::pass_by(shared, pipe, left >= Config::kAhead ? Config::kAhead : 1, group, lane);
+            }
+            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);

@@ -3,6 +3,8 @@
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
 #include "common/head_splits.cuh"
+#include "common/result_boxes.cuh"
+#include "common/result_rows.cuh"
 #include "common/split_k.cuh"
 #include "common/tile_order.cuh"
 #include "common/tma.cuh"
@@ -73,9 +75,10 @@ struct GemmEpilogue {
     // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so
     // that no warp waits for another. Atoms go in rounds: a fence, which waits for all of a warp's shared memory, and
     // a wait for the store engine cost more than the copies between them.
+    template <class Corner, class Rows = AllRows>
     static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                        const TensorMap& d_map, const Out* c, Tile corner, Fragment at,
-                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n) {
+                                                        const TensorMap& d_map, const Out* c, Corner corner, Fragment at,
+                                                        u32 group, u32 warp, u32 lane, u32 m, u32 n, Rows rows = {}) {
         constexpr u32 kAtom = Layout::kAtomColumns, kAtoms = kColumns / kAtom, kAll = kWaves * kAtoms;
         constexpr u32 kBuffers = Config::kStoreBuffers;
         constexpr u32 kRound = kBuffers == kAll ? kAtoms : kBuffers > 1 ? kBuffers / 2 : 1;
@@ -96,15 +99,27 @@ struct GemmEpilogue {
             });
             fence_async_proxy();
             __syncwarp();
-            if (lane == 0) {
+            if constexpr (!Rows::kAll) {
+                unrolled<kCount>([&](auto i) {
+                    constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
+                    const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
+                    const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
+                    if (!rows.whole(row, lane)) {
+                        rows.template store_box<Config::kStoreAtomBytes>(atom, row, corner.column + kColumn, n, lane);
+                    } else if (lane == 0) {
+                        tma_store_2d(d_map, atom, corner.column + kColumn, row);
+                    }
+                });
+                if (lane == 0) tma_store_commit();
+            } else if (lane == 0) {
                 unrolled<kCount>([&](auto i) {
                     constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
                     const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
                     const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
                     if constexpr (kAddInPlace) {
-                        tma_reduce_add_2d(d_map, atom, corner.column + kColumn, row);
+                        add_result_box(corner, d_map, atom, corner.column + kColumn, row);
                     } else {
-                        tma_store_2d(d_map, atom, Columns::at(corner.column + kColumn), row);
+                        store_result_box(corner, d_map, atom, Columns::at(corner.column + kColumn), row);
                     }
                 });
                 tma_store_commit();
@@ -112,10 +127,11 @@ struct GemmEpilogue {
         });
     }
 
+    template <class Rows = AllRows>
     static __device__ __forceinline__ void store_by_split(const Shared& shared,
                                                           const float (&sum)[kWaves][kAccumulators], const Out* c,
                                                           Out* d, Tile corner, Fragment at, u32 group, u32 thread,
-                                                          u32 rank, u32 phase, u32 m, u32 n) {
+                                                          u32 rank, u32 phase, u32 m, u32 n, Rows rows = {}) {
         constexpr u32 kPitch = Layout::kPitch;
         float* const partial = reinterpret_cast<float*>(shared.epilogue());
         // Peers may still read the partial tile of the iteration before.
@@ -148,8 +164,8 @@ struct GemmEpilogue {
             shared.partials_ready().wait_cluster(phase);
         }
         const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads, Columns>(
-            partial, d, c, m0, n0, m, n, rank, thread);
+        add_up_and_store<kSplitK, Config::kHasC, Layout::kTileM, Layout::kTileN, kPitch, kMathThreads, Columns,
+                         Out, 1>(partial, d, c, m0, n0, rows.bound(m), n, rank, thread, rows);
         if constexpr (kSplitK > 1) {
             if constexpr (Operands::kPartialsInRing) fence_async_proxy();  // TMA writes here next
             named_barrier_sync(1, kMathThreads);

@@ -84,6 +84,7 @@ struct SharedLayout {
     static_assert(!Operands::kPartialsInRing || kPartialBytes <= kRing, "the ring has room for the partial tile");
     static constexpr u32 kScales = kRing + kEpilogueBytes;
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
+    static constexpr u32 kEnd = align_up(kBarriers + 8 * ((Operands::kScaleN ? 3 : 2) * Config::kStages + 2), 16);
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
@@ -107,6 +108,9 @@ struct SharedMemory {
     __device__ __forceinline__ Barrier& empty(u32 s) const { return barriers()[Config::kStages + s]; }
     __device__ __forceinline__ Barrier& partials_ready() const { return barriers()[2 * Config::kStages]; }
     __device__ __forceinline__ Barrier& partials_read() const { return barriers()[2 * Config::kStages + 1]; }
-    // Scales that come by other means than TMA have barriers of their own.
+    // Scales that come by other means than TMA have barriers of their own; so have, where there are none, tiles that are
+    // not yet as they should be.
     __device__ __forceinline__ Barrier& scales_full(u32 s) const { return barriers()[2 * Config::kStages + 2 + s]; }
+    __device__ __forceinline__ Barrier& landed(u32 s) const { return scales_full(s); }
+    __device__ __forceinline__ void* behind_barriers() const { return barriers() + 3 * Config::kStages + 2; }
 };

@@ -2,6 +2,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
+#include "common/result_rows.cuh"
 #include "common/tile_order.cuh"
 #include "common/types.cuh"
 
@@ -26,6 +27,11 @@ struct GemmWalk {
         k_blocks = all * (part + 1) / kSplitK - k_begin;
     }
 
+    template <class Shared>
+    __device__ __forceinline__ GemmWalk(const Shared&, u32 m, u32 n, u32 k) : GemmWalk(m, n, k) {}
+
+    __device__ __forceinline__ u32 count() const { return order.count(); }
+
     // The tile's corner along wgmma's rows and columns, in elements.
     __device__ __forceinline__ Tile corner(u32 index) const {
         const Tile tile = order[index];
@@ -33,6 +39,30 @@ struct GemmWalk {
         const u32 column = tile.column * Config::kClusterColumns + (Config::kClusterColumns > 1 ? rank : 0);
         return {row * Config::kRows, column * Config::kColumns};
     }
+
+    static constexpr bool kStacked = false;
+    static constexpr u32 group = 0;
+    static constexpr bool kEndsInside = false;
+    static __device__ __forceinline__ bool needs(u32) { return true; }
+
+    // Where that is in the operands, and what of the tile is stored in D.
+    static __device__ __forceinline__ u32 rows_at(u32 row, u32) { return row; }
+    static __device__ __forceinline__ u32 columns_at(u32 column, u32) { return column; }
+    static __device__ __forceinline__ const float* scales_of_b(const float* scales, u32, u32) { return scales; }
+    template <class Out>
+    static __device__ __forceinline__ AllRows rows(Out*) {
+        return {};
+    }
+
+    // For warps that are idle otherwise: rows of D that no tile has.
+    template <class Shared, class Out>
+    static __device__ __forceinline__ void fill_up(const Shared&, Out*, u32, u32, u32) {}
+};
+
+// The walk of a kernel; group_walk.cuh has that of kernels whose Config has `Groups`.
+template <class Config, u32 kBlock = kBlockK>
+struct WalkOf {
+    using type = GemmWalk<Config, kBlock>;
 };
 
 template <u32 kStages>

@@ -2,6 +2,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
+#include "common/result_boxes.cuh"
 #include "common/tile_order.cuh"
 #include "common/tma.cuh"
 
@@ -84,8 +85,9 @@ struct RingOutput {
     }
 
     // Each warp adds to and stores its own 16 rows. The stages are owed until TMA has read them.
+    template <class Corner>
     __device__ __forceinline__ void finish(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                           const TensorMap& d_map, Tile corner, u32 group, u32 warp, u32 lane) {
+                                           const TensorMap& d_map, Corner corner, u32 group, u32 warp, u32 lane) {
         typename Gemm::Pipeline pipe = out;
         if constexpr (kSwaps) {
 #pragma unroll
@@ -116,9 +118,9 @@ struct RingOutput {
                         const u8* const from = shared.out_box(pipe.stage, j) + row * 128;
                         const u32 column = corner.column + (kFirst + j) * Layout::kOutBoxColumns;
                         if constexpr (Config::kHasC) {  // a sum that grows is read again much later
-                            tma_store_2d(d_map, from, column, corner.row + row, l2_evict_first());
+                            store_result_box(corner, d_map, from, column, corner.row + row, l2_evict_first());
                         } else {
-                            tma_store_2d(d_map, from, column, corner.row + row);
+                            store_result_box(corner, d_map, from, column, corner.row + row);
                         }
                     }
                 }

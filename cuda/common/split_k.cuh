@@ -3,6 +3,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/head_splits.cuh"
+#include "common/result_rows.cuh"
 #include "common/types.cuh"
 
 __device__ __forceinline__ float4 load_remote(const float* local, u32 rank) {
@@ -45,15 +46,15 @@ __device__ __forceinline__ void write_four(Out* d, const Out* c, u64 offset, flo
 // Called by kThreads threads of each of the kSplits CTAs, after their barrier; n is a multiple of 4. A CTA has kTiles partial
 // tiles, one behind the other.
 template <u32 kSplits, bool kHasC, u32 kM, u32 kN, u32 kPitch, u32 kThreads, class Columns = AllColumns,
-          class Out, u32 kTiles = 1>
+          class Out, u32 kTiles = 1, class Rows = AllRows>
 __device__ __forceinline__ void add_up_and_store(const float* partial, Out* d, const Out* c, u32 m0, u32 n0, u32 m,
-                                                 u32 n, u32 rank, u32 thread) {
+                                                 u32 n, u32 rank, u32 thread, Rows rows = {}) {
     constexpr u32 kQuads = kN / 4;
     const u32 height = m0 < m ? min(kM, m - m0) : 0;  // a cluster's last CTA may have no rows left
 #pragma unroll(kSplits > 1 ? 2 : 1)
     for (u32 i = rank * kThreads + thread; i < height * kQuads; i += kSplits * kThreads) {
         const u32 row = i / kQuads, column = i % kQuads * 4;
-        if (n0 + column >= n) continue;
+        if (n0 + column >= n || !rows.has(m0 + row)) continue;
         const float* at = partial + row * kPitch + column;
         float4 parts[kSplits * kTiles];
 #pragma unroll

@@ -6,6 +6,11 @@ struct Tile {
     u32 row, column;
 };
 
+// Of one of the results that lie one behind the other: [groups, M, N].
+struct GroupTile : Tile {
+    u32 group;
+};
+
 // Columns of kGroup rows of tiles: in each group the row changes fastest, so that a wave of tiles is about square.
 template <u32 kGroup>
 struct TileOrder {

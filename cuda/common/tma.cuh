@@ -32,6 +32,23 @@ __device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, Barr
         : "memory");
 }
 
+__device__ __forceinline__ void tma_load_3d(void* to, const TensorMap& map, Barrier& barrier, int x, int y, int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+            "r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_load_3d(void* to, const TensorMap& map, Barrier& barrier, int x, int y, int z,
+                                            u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+        : "memory");
+}
+
 // The box lands at the same offset in every CTA of `mask`, and signals the barrier at the same offset there.
 __device__ __forceinline__ void tma_load_2d_multicast(void* to, const TensorMap& map, Barrier& barrier, int x, int y,
                                                       u16 mask) {
@@ -55,11 +72,32 @@ __device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* f
         : "memory");
 }
 
+__device__ __forceinline__ void tma_store_3d(const TensorMap& map, const void* from, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_store_3d(const TensorMap& map, const void* from, int x, int y, int z, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], [%1], %5;" ::"l"(
+            &map),
+        "r"(shared_address(from)), "r"(x), "r"(y), "r"(z), "l"(policy)
+        : "memory");
+}
+
 // Adds the box to what is there, each element by an atomic operation of the L2 cache: nothing is read or waited for here.
 __device__ __forceinline__ void tma_reduce_add_2d(const TensorMap& map, const void* from, int x, int y) {
     asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                  "r"(shared_address(from)), "r"(x), "r"(y)
                  : "memory");
+}
+
+__device__ __forceinline__ void tma_reduce_add_3d(const TensorMap& map, const void* from, int x, int y, int z) {
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+        "r"(shared_address(from)), "r"(x), "r"(y), "r"(z)
+        : "memory");
 }
 
 __device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

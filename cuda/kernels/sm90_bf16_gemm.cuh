@@ -22,7 +22,7 @@ struct Sm90Bf16Gemm {
     using Operands = PlainBf16<Config>;
     using Layout = SharedLayout<Config, Operands>;
     using Shared = SharedMemory<Config, Operands>;
-    using Walk = GemmWalk<Config, Operands::kBlockK>;
+    using Walk = typename WalkOf<Config, Operands::kBlockK>::type;
     using Epilogue = GemmEpilogue<Config, Operands>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
@@ -31,6 +31,7 @@ struct Sm90Bf16Gemm {
     static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
     static constexpr u32 kAccumulators = kColumns / 2;
     static constexpr u32 kBlock = Operands::kBlockK, kSlab = 64, kSlabBytes = kBlock * kRowBytes;
+    static constexpr bool kKGrouped = requires(Walk walk) { walk.last_rows; };
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
     static_assert(Config::kClusterRows == 1 || Config::kClusterColumns == 1, "a cluster shares one operand");
     static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
@@ -52,14 +53,20 @@ struct Sm90Bf16Gemm {
 
     // Loads kTile rows of 128 bytes of one operand; with kShare > 1 each CTA of the cluster fetches its share of the rows
     // for all of them: of a slab, its share of K.
-    template <bool kMn, u32 kTile, u32 kShare, bool kOnce>
+    // kStacked: slabs of matrix `group` of several, so that K ends where that one's does.
+    template <bool kMn, u32 kTile, u32 kShare, bool kOnce, bool kStacked>
     static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
-                                                     u32 rank, u64 policy) {
+                                                     u32 rank, u64 policy, u32 group) {
         const u32 part = kShare > 1 ? rank : 0;
         if constexpr (kMn) {
             constexpr u32 kRows = kBlock / kShare;
 #pragma unroll
             for (u32 slab = 0; slab < kTile / kSlab; ++slab) {
+                if constexpr (kStacked && kOnce) {
+                    tma_load_3d(to + slab * kSlabBytes, map, full, at + slab * kSlab, k, group, policy);
+                } else if constexpr (kStacked) {
+                    tma_load_3d(to + slab * kSlabBytes, map, full, at + slab * kSlab, k, group);
+                } else
                 load_box<kShare, kOnce>(to + slab * kSlabBytes + part * kRows * kRowBytes, map, full,
                                         at + slab * kSlab, k + part * kRows, policy);
             }
@@ -76,11 +83,13 @@ struct Sm90Bf16Gemm {
             Layout::kBlockBytes - (Config::kRows - Config::kRowsLoaded) * kRowBytes;  // kMnRows: all are loaded
         constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
         constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        constexpr bool kStackedRows = Walk::kStacked && Config::kMnRows && Config::kSwap;
+        constexpr bool kStackedColumns = Walk::kStacked && Config::kMnColumns && !Config::kSwap;
         const u64 policy = l2_evict_first();
-        const Walk walk(m, n, k);
-        Pipeline pipe;
+        Walk walk(shared, m, n, k);
+        Pipeline pipe, landing;
         u32 tile_phase = 0;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
             // Partial tiles lie in the ring until the whole cluster has read them.
             if (Operands::kPartialsInRing && index != walk.first) shared.partials_read().wait_cluster(tile_phase ^ 1);
@@ -88,17 +97,62 @@ struct Sm90Bf16Gemm {
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                Barrier& full = shared.full(pipe.stage);
+                Barrier& full = destination(shared, walk, i, pipe, landing);
                 full.arrive_expect_bytes(count * kLoadedBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
-                    const u32 at_k = (walk.k_begin + i + j) * kBlock;
-                    load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns, kRowsOnce>(
-                        shared.rows(first + j), rows_map, full, at_k, corner.row, walk.rank, policy);
-                    load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows, kColumnsOnce>(
-                        shared.columns(first + j), columns_map, full, at_k, corner.column, walk.rank, policy);
+                    u32 at_k = (walk.k_begin + i + j) * kBlock;
+                    if constexpr (kKGrouped) at_k += walk.k_shift;
+                    load_tile<Config::kMnRows, Operands::kRowsTile, Config::kClusterColumns, kRowsOnce,
+                              kStackedRows>(shared.rows(first + j), rows_map, full, at_k,
+                                            kStackedRows ? corner.row : walk.rows_at(corner.row, n), walk.rank, policy,
+                                            walk.group);
+                    load_tile<Config::kMnColumns, Operands::kColumnsTile, Config::kClusterRows, kColumnsOnce,
+                              kStackedColumns>(
+                        shared.columns(first + j), columns_map, full, at_k,
+                        kStackedColumns ? corner.column : walk.columns_at(corner.column, n), walk.rank, policy,
+                        walk.group);
                 }
             }
+        }
+    }
+
+    // Of block `i` of a tile: that of its stage, unless rows of it have to be cleared first.
+    static __device__ __forceinline__ Barrier& destination(const Shared& shared, const Walk& walk, u32 i,
+                                                           const Pipeline& pipe, Pipeline& landing) {
+        if constexpr (kKGrouped) {
+            if (i + 1 == walk.k_blocks && walk.last_rows < kBlock) {
+                Barrier& landed = shared.landed(landing.stage);
+                landing.advance();
+                return landed;
+            }
+        }
+        return shared.full(pipe.stage);
+    }
+
+    // Run by a warp of its own. A group's last block of K may go on into the next group: its rows there are cleared, of
+    // both operands, since a neighbour's NaN times zero is NaN. To the math warps the block is as any other: its stage
+    // is full when that is done. Such blocks land one after the other, each on the next of kStages barriers.
+    static __device__ __forceinline__ void clear_rows(const Shared& shared, u32 m, u32 n, u32 k, u32 lane) {
+        Walk walk(shared, m, n, k);
+        Pipeline landing;
+        u32 last = 0;  // the blocks before the tile
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
+            walk.corner(index);
+            last += walk.k_blocks;
+            if (walk.last_rows == kBlock) continue;
+            const u32 stage = (last - 1) % Config::kStages;
+            u8* const block = shared.rows(stage);
+            shared.landed(landing.stage).wait(landing.phase);
+            landing.advance();
+#pragma unroll 1
+            for (u32 slab = 0; slab < Layout::kBlockBytes; slab += kSlabBytes) {
+                for (u32 at = walk.last_rows * kRowBytes + lane * 16; at < kSlabBytes; at += 32 * 16)
+                    *reinterpret_cast<uint4*>(block + slab + at) = make_uint4(0, 0, 0, 0);
+            }
+            fence_async_proxy();  // wgmma reads by it
+            __syncwarp();
+            if (lane == 0) shared.full(stage).arrive();
         }
     }
 
@@ -134,11 +188,11 @@ struct Sm90Bf16Gemm {
         const u32 thread = threadIdx.x, group = __shfl_sync(0xffffffff, thread / 128, 0);
         const u32 warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const Walk walk(m, n, k);
+        Walk walk(shared, m, n, k);
         Pipeline pipe;
         u32 tile_phase = 0;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
-            const Tile corner = walk.corner(index);
+        for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
+            const auto corner = walk.corner(index);
             float sum[kWaves][kAccumulators];
             u32 previous = 0;
             if constexpr (kSplitK > 1) {  // this CTA may have no K at all
@@ -182,13 +236,75 @@ struct Sm90Bf16Gemm {
             for (u32 w = 0; w < kWaves; ++w) wgmma_pin(sum[w]);
             if (!Config::kEager && (kSplitK == 1 || walk.k_blocks > 0)) release(shared, previous, lane);
             if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                                       walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
-                                         tile_phase, m, n);
+                                         tile_phase, m, n, walk.rows(d));
             }
         }
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
+    }
+
+    // ---- kernel ---------------------------------------------------------------------------------------------------
+
+    struct Nothing {
+        __device__ __forceinline__ void operator()(const Shared&) const {}
+    };
+
+    // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
+    template <class Prepare = Nothing>
+    static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
+                                               const TensorMap& d_map, const Out* c, Out* d, u32 m, u32 n, u32 k,
+                                               Prepare prepare = {}) {
+        extern __shared__ __align__(1024) u8 shared_memory[];
+        const Shared shared{shared_memory};
+        const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+        constexpr u32 kMathWarps = kGroups * 4;
+        constexpr bool kInCluster = kCluster * kSplitK > 1;
+
+        if (warp == kMathWarps) {
+            const u32 lane = threadIdx.x % 32;
+            if (lane < Config::kStages) {
+                shared.full(lane).init(1);
+                shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
+                if constexpr (kKGrouped) shared.landed(lane).init(1);
+            }
+            if (lane == 0) {
+                if constexpr (kSplitK > 1) {
+                    shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
+                    shared.partials_read().init(kSplitK * Epilogue::kSplitArrivals);
+                }
+                tma_prefetch_descriptor(rows_map);
+                tma_prefetch_descriptor(columns_map);
+                if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
+            }
+            fence_barrier_init();
+        }
+        if constexpr (kInCluster) {
+            cluster_sync_relaxed();
+        } else {
+            __syncthreads();
+        }
+        wait_for_predecessor();
+        release_successor();
+        prepare(shared);
+
+        // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Four with 128: 4 x 128 = 32 + 3 x
+        // 160.
+        if (warp >= kMathWarps) {
+            if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();  // one has enough
+            if (warp == kMathWarps && elect_one()) produce(shared, rows_map, columns_map, m, n, k);
+            if constexpr (kKGrouped) {
+                if (warp == kMathWarps + 1) clear_rows(shared, m, n, k, threadIdx.x % 32);
+            }
+            if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
+        } else {
+            if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
+            compute(shared, d_map, c, d, m, n, k);
+        }
+        // Peers may still write to or read from this CTA's shared memory.
+        if constexpr (kInCluster) cluster_sync();
     }
 };
 
@@ -197,46 +313,5 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     sm90_bf16_gemm(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
                    const __grid_constant__ TensorMap d_map, const typename Config::Out* c, typename Config::Out* d,
                    u32 m, u32 n, u32 k) {
-    using Gemm = Sm90Bf16Gemm<Config>;
-    extern __shared__ __align__(1024) u8 shared_memory[];
-    const typename Gemm::Shared shared{shared_memory};
-    const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    constexpr u32 kMathWarps = Gemm::kGroups * 4;
-    constexpr bool kInCluster = Gemm::kCluster * Gemm::kSplitK > 1;
-
-    if (warp == kMathWarps) {
-        const u32 lane = threadIdx.x % 32;
-        if (lane < Config::kStages) {
-            shared.full(lane).init(1);
-            shared.empty(lane).init(kMathWarps * Gemm::kCluster * kWarpArrivals);
-        }
-        if (lane == 0) {
-            if constexpr (Gemm::kSplitK > 1) {
-                shared.partials_ready().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
-                shared.partials_read().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
-            }
-            tma_prefetch_descriptor(rows_map);
-            tma_prefetch_descriptor(columns_map);
-            if constexpr (Gemm::Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
-        }
-        fence_barrier_init();
-    }
-    if constexpr (kInCluster) {
-        cluster_sync_relaxed();
-    } else {
-        __syncthreads();
-    }
-    wait_for_predecessor();
-    release_successor();
-
-    // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Four with 128: 4 x 128 = 32 + 3 x 160.
-    if (warp >= kMathWarps) {
-        if constexpr (Gemm::kGroups > 1) registers_decrease<Gemm::kGroups == 2 ? 40 : 32>();  // one has enough
-        if (warp == kMathWarps && elect_one()) Gemm::produce(shared, rows_map, columns_map, m, n, k);
-    } else {
-        if constexpr (Gemm::kGroups > 1) registers_increase<Gemm::kGroups == 2 ? 232 : 160>();
-        Gemm::compute(shared, d_map, c, d, m, n, k);
-    }
-    // Peers may still write to or read from this CTA's shared memory.
-    if constexpr (kInCluster) cluster_sync();
+    Sm90Bf16Gemm<Config>::run(rows_map, columns_map, d_map, c, d, m, n, k);
 }

@@ -65,16 +65,16 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:
     for rows in (64, 128, 192, 256):
         if tokens and rows <= 128:
             for columns in {tokens, tokens // 2} if tokens >= 64 else {tokens}:
-                yield from _variants(rows, columns, True, m, n, blocks, num_sms)
+                yield from variants(rows, columns, True, m, n, blocks, num_sms)
         if m > rows // 2 or rows == 64:
             for columns in range(16, 193, 16):
                 if rows != 192 or _is_large(rows, columns, m):
-                    yield from _variants(rows, columns, False, m, n, blocks, num_sms)
+                    yield from variants(rows, columns, False, m, n, blocks, num_sms)
                 if rows == 128 and columns in RUN_COLUMNS and blocks > 1:
                     yield GemmConfig(rows, columns, ahead=2)
 
 
-def _variants(rows: int, columns: int, swap: bool, m: int, n: int, blocks: int, num_sms: int) -> Iterator[GemmConfig]:
+def variants(rows: int, columns: int, swap: bool, m: int, n: int, blocks: int, num_sms: int) -> Iterator[GemmConfig]:
     row_tiles, column_tiles = ceil_div(n if swap else m, rows), ceil_div(m if swap else n, columns)
     tiles = row_tiles * column_tiles
     large = _is_large(rows, columns, m) and not swap

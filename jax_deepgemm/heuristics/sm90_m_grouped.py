@@ -1,0 +1,97 @@
+"""Tile configurations of the m-grouped GEMM kernels on Hopper, by the dense kernels' models.
+
+Groups of r rows, each with weights of N rows, cost what a dense product of r rows with all the weights does. How many
+rows each has is known to the device alone, so a candidate is priced for some numbers of rows about the mean: closer to it
+where the caller has said what to expect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+from jax_deepgemm.heuristics import sm90, sm90_bf16
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
+
+EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
+UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
+STEP = 8  # columns of wgmma
+MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
+LEAST_RUN_ROWS, MOST_RUN_ROWS = 128, 256  # of groups that runs of blocks beat all else for, whatever the model says
+
+
+@functools.lru_cache(maxsize=4096)
+def fp8_gemm(
+    rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
+) -> GemmConfig:
+    """The configuration for `groups` groups of about `rows` rows; whether the caller has said so."""
+    return ranked(rows, expected, groups, n, k, out_bytes, num_sms, smem_bytes)[0]
+
+
+def ranked(
+    rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
+) -> list[GemmConfig]:
+    """All candidates for that problem, the cheapest first; never none."""
+    sizes = _about(rows, expected)
+    fitting = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3]
+
+    def price(c: GemmConfig) -> float:
+        if c.ahead and LEAST_RUN_ROWS < rows <= MOST_RUN_ROWS:
+            return 0
+        return sum(sm90.estimate_us(c, m, _width(c, groups, n), k, out_bytes, num_sms) for m in sizes)
+
+    return sorted(fitting, key=lambda c: (price(c), -c.stage_blocks, -c.columns))
+
+
+@functools.lru_cache(maxsize=4096)
+def bf16_gemm(
+    layout: str, rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
+) -> Bf16GemmConfig:
+    """As `fp8_gemm`, of operands in `layout`, nt or nn."""
+    return ranked_bf16(layout, rows, expected, groups, n, k, out_bytes, num_sms, smem_bytes)[0]
+
+
+def ranked_bf16(
+    layout: str, rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
+) -> list[Bf16GemmConfig]:
+    """All candidates for that problem, the cheapest first; never none."""
+    sizes = _about(rows, expected)
+    found: dict[Bf16GemmConfig, None] = {}
+    for m in sizes:
+        for c in sm90_bf16.candidates(layout, m, groups * n, k, num_sms):
+            if c.swap or c.stage_blocks == 1:  # ptxas would serialise the others' products
+                found[dataclasses.replace(c, rows_loaded=0)] = None
+    fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= sm90_bf16.least_stages(c)]
+
+    def price(c: Bf16GemmConfig) -> float:
+        width = _width(c, groups, n)
+        return sum(sm90_bf16.estimate_us(c, m, width, k, out_bytes, num_sms, smem_bytes) for m in sizes)
+
+    return sorted(fitting, key=lambda c: (price(c), -c.stage_blocks))
+
+
+def _about(rows: int, expected: bool) -> list[int]:
+    return [max(1, round(rows * share)) for share in (EXPECTED if expected else UNKNOWN)]
+
+
+def _width(c: GemmConfig, groups: int, n: int) -> int:
+    """Columns of all groups' tiles."""
+    return groups * ceil_div(n, c.tile_n) * c.tile_n
+
+
+def _candidates(rows: int, sizes: Sequence[int], n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:
+    """Those of the dense kernels that need no clusters of several tiles, and swapped ones as wide as a group is."""
+    found: dict[GemmConfig, None] = {}
+
+    def add(some: Iterable[GemmConfig]) -> None:
+        found.update(dict.fromkeys(some))
+
+    for m in sizes:
+        add(sm90.candidates(m, n, k, num_sms))
+    if rows <= 128:
+        for columns in {min(128, ceil_div(m, STEP) * STEP) for m in sizes}:
+            for height in (64, 128):
+                add(sm90.variants(height, columns, True, rows, n, ceil_div(k, BLOCK_K), num_sms))
+    yield from (c for c in found if c.multicast == 1 and (not c.ahead or c.columns <= MOST_AHEAD_COLUMNS))

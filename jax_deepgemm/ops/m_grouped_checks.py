@@ -1,0 +1,48 @@
+"""What all m-grouped GEMMs ask of their arguments."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_deepgemm import checks
+
+OUT_DTYPES = (jnp.bfloat16, jnp.float32)
+
+
+def checked_sizes(a: jax.Array, b: jax.Array, of_a: str, of_b: str, out_dtype: jnp.dtype, multiple: int) -> int:
+    """The number of groups, of operands whose dimensions are `of_a` and `of_b`.
+
+    multiple: elements in 16 bytes of a row of an operand.
+    """
+    sizes_of_a = dict(zip(of_a.split(", "), a.shape, strict=True))
+    sizes = dict(zip(of_b.split(", "), b.shape, strict=True))
+    if any(sizes[dim] != size for dim, size in sizes_of_a.items() if dim in sizes):
+        shared = " and ".join(dim for dim in sizes_of_a if dim in sizes)
+        wanted = ", ".join(str(sizes_of_a.get(dim, dim)) for dim in sizes)
+        checks.fail(ValueError, "b", f"of shape ({wanted}) with the {shared} of `a`", b)
+    if sizes["K"] % multiple:
+        checks.fail(ValueError, "a", f"of shape ({of_a}) with K a multiple of {multiple}", a)
+    if of_b.endswith("N") and multiple == 8 and sizes["N"] % 8:  # BF16 is read as it lies
+        checks.fail(ValueError, "b", f"of shape ({of_b}) with N a multiple of 8", b)
+    if sizes["N"] * out_dtype.itemsize % 16:
+        wanted = f"of shape ({of_b}) with N a multiple of {16 // out_dtype.itemsize} for {out_dtype} out"
+        checks.fail(ValueError, "b", wanted, b)
+    return sizes["G"]
+
+
+def checked_layout(name: str, x: Any, dims: str, size: int) -> jax.Array:
+    return checks.array(name, x, [jnp.int32], dims, (size,))
+
+
+def checked_expected_m(value: Any) -> int:
+    try:
+        expected = operator.index(value)
+    except TypeError:
+        checks.fail(TypeError, "expected_m", "a number of rows known at tracing", value)
+    if expected < 0:
+        checks.fail(ValueError, "expected_m", "a number of rows known at tracing", str(expected))
+    return expected

@@ -1,0 +1,55 @@
+"""GEMMs of groups of rows, each with weights of its own, in plain JAX: the reference of all m-grouped operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+MOST_ROWS = 128  # multiplied at once
+
+
+def groups_of_rows(layout: jax.Array, m: int, groups: int, *, use_psum_layout: bool) -> jax.Array:
+    """int32 [M], the group of each row; `groups` where it belongs to none."""
+    if use_psum_layout:
+        ends = jax.lax.cummax(jnp.clip(layout, 0, m))
+        found = jnp.searchsorted(ends, jnp.arange(m, dtype=layout.dtype), side="right")
+        return found.astype(jnp.int32)
+    return jnp.where((layout >= 0) & (layout < groups), layout, groups)
+
+
+def by_groups(product: Product, group: jax.Array, groups: int, n: int) -> jax.Array:
+    """float32 [M, N]: each row times the weights of its group; zeros where `group` is `groups`.
+
+    product: `(rows, g)` -> float32 [len(rows), N]: those rows, by their numbers, times the weights of group `g`.
+    group: int32 [M], in any order.
+
+    The rows of each group are gathered in blocks, the last of which is filled up; so no row is multiplied by all weights.
+    """
+    m = group.shape[0]
+    if 0 in (m, groups, n):
+        return jnp.zeros((m, n), jnp.float32)
+    height = min(max(8, 1 << (m // groups).bit_length()), MOST_ROWS)
+    order = jnp.argsort(group, stable=True)
+    sizes = jnp.bincount(group, length=groups + 1)[:groups]
+    starts = jnp.cumsum(sizes) - sizes
+    blocks = -(-sizes // height)
+    ends = jnp.cumsum(blocks)
+
+    def one(out: jax.Array, block: jax.Array) -> tuple[jax.Array, None]:
+        g = jnp.minimum(jnp.searchsorted(ends, block, side="right"), groups - 1)
+        within = (block - (ends[g] - blocks[g])) * height + jnp.arange(height)
+        valid = (within < sizes[g]) & (block < ends[-1])
+        rows = order[jnp.where(valid, starts[g] + within, 0)]
+        return out.at[jnp.where(valid, rows, m)].set(product(rows, g), mode="drop"), None
+
+    most = -(-m // height) + min(groups, m)
+    return jax.lax.scan(one, jnp.zeros((m, n), jnp.float32), jnp.arange(most))[0]
+
+
+def zero_beyond(product: jax.Array, masked_m: jax.Array) -> jax.Array:
+    """[G, Mmax, N] with zeros in the rows of a group from its `masked_m` on."""
+    inside = jnp.arange(product.shape[1]) < masked_m[:, None]
+    return jnp.where(inside[:, :, None], product, 0)
