@@ -88,7 +88,8 @@ def test_configuration(config, psum):
         with jd.set_num_sms(num_sms):
             results = [native(function, a, b, layout)(a, b, layout) for _ in range(2)]
         check(results[0], m_grouped.oracle(rows, weights, index))
-        np.testing.assert_array_equal(*(np.asarray(r).view(np.uint16) for r in results))
+        first, second = (np.asarray(r).view(np.uint16) for r in results)
+        np.testing.assert_array_equal(first, second)
 
 
 @KINDS
