@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, linear, moe_mlp, ragged_dot, wgrad
+from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, linear, m_grouped, moe_mlp, ragged_dot, wgrad
 from benchmarks.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -15,4 +15,5 @@ SUITES: dict[str, Suite] = {
     "fp8_fp4": fp8_fp4.SUITE,
     "ragged_dot": ragged_dot.SUITE,
     "moe_mlp": moe_mlp.SUITE,
+    **m_grouped.SUITES,
 }
