@@ -1,4 +1,4 @@
-"""What XLA makes of the k-grouped GEMMs for GPUs that are not there: nothing around them moves, no size is read back."""
+"""What XLA makes of the k-grouped GEMMs for GPUs that are not there: nothing around them moves."""
 
 from __future__ import annotations
 

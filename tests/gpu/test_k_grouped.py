@@ -152,7 +152,7 @@ def test_a_result_of_more_than_2_31_elements(kind):
     operands, _ = given(kind, 8, 8, ks, 500)
     repeats = (1, 1000) if kind == "bf16" else (1000, 1)
     a, b = jax.tree.map(lambda x: jnp.tile(x, repeats), operands)
-    d = native(gemm(kind), a, b, sizes(ks))(a, b, sizes(ks))
+    d = jax.jit(gemm(kind))(a, b, sizes(ks))  # NaN for all of it would come from the host
     small = gemm(kind)(*operands, sizes(ks))
     assert d.size > 2**31
     for part in (d[:, :8, :8], d[:, -8:, -8:], d[:, 4000:4008, :8]):
