@@ -41,7 +41,7 @@ def test_every_problem_has_a_launch(kind: str, num_sms: int) -> None:
         case = KGrouped(kind, groups, -(-m // 8) * 8, -(-n // 8) * 8, k, draw.choice(("float32", "bfloat16")))
         launch = golden.launch(case, has_c=i % 2 > 0, config=Config(num_sms=num_sms))
         assert launch is not None, case
-        template = dict(launch.kernel.template)
+        template: dict[str, Any] = dict(launch.kernel.template)
         assert launch.shared_memory <= H100.smem_bytes and template["kStages"] >= 3, case
         assert launch.grid[0] <= num_sms and launch.cluster == (1, 1, 1), case
         used = {a.buffer for a in launch.arguments if isinstance(a, (Pointer, TensorMap))}
