@@ -184,7 +184,8 @@ class MGrouped:
 
     @property
     def most(self) -> int:
-        return 4096 if self.rows > 128 else 1024
+        """Rows of a masked group."""
+        return 2048 if self.rows > 256 else 512
 
     @property
     def group_sizes(self) -> tuple[int, ...]:

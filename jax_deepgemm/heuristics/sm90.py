@@ -25,11 +25,12 @@ SM_BYTES_PER_US = 75e3  # into one processor
 DRAM_BYTES_PER_US = 2.3e6
 LAUNCH_US = 3.5
 STORE_US = 2.2  # of a tile of 128 x 128
-SPLIT_US = 4.4  # the partial tiles' exchange ...
+SPLIT_US = 4.2  # the partial tiles' exchange ...
 SPLIT_STORE_US = 2.7  # ... for a tile of 128 x 128 ...
-SPLIT_PEER_US = 0.07  # ... and for each CTA of the cluster
+SPLIT_PEER_US = 0.12  # ... and for each CTA of the cluster
 MULTICAST_US = 1.0  # for CTAs that wait for each other
 
+ALIKE = 1.005  # prices closer than this say nothing where weights are streamed
 LARGE_M, LARGE_ROWS, LARGE_COLUMNS = 256, 128, 96  # beyond which, and from which, tiles are large
 LARGE_BLOCK_US = {
     (128, 0): (0.037, 0.00294),
@@ -54,8 +55,11 @@ def fp8_gemm(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: i
 def ranked(m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
     fitting = (c for c in candidates(m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3)
-    # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
-    return sorted(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms), -c.stage_blocks))
+    priced = {c: estimate_us(c, m, n, k, out_bytes, num_sms) for c in fitting}
+    equal = min(priced.values()) * (ALIKE if m <= LARGE_M else 1)
+    # Of equals, those with the longest stages: fewer barriers, longer runs of a row from memory. And with tokens along
+    # the rows, whose results leave by TMA.
+    return sorted(priced, key=lambda c: (max(priced[c], equal), -c.stage_blocks, c.swap, priced[c]))
 
 
 def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:

@@ -1,8 +1,8 @@
 """Tile configurations of the m-grouped GEMM kernels on Hopper, by the dense kernels' models.
 
 Groups of r rows, each with weights of N rows, cost what a dense product of r rows with all the weights does. How many
-rows each has is known to the device alone, so a candidate is priced for some numbers of rows about the mean: closer to it
-where the caller has said what to expect.
+rows each has is known to the device alone, so a candidate is priced for some numbers of rows about the mean: closer to
+it where the caller has said what to expect.
 """
 
 from __future__ import annotations
