@@ -27,7 +27,7 @@ SIZES: dict[str, tuple[tuple[int, ...], int]] = {
     "negative": ((50, -100, 70, -(2**31)), 200),
     "many": ((1,) * 40 + (3,) * 20, 110),
     "no rows": ((0, 5), 0),
-    "no groups": ((), 64),
+    "no groups": ((), 300),
 }
 
 

@@ -92,7 +92,7 @@ struct Fp8Gemm {
 #pragma unroll 1
             for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {
                 const u32 box = i * Layout::kOutBoxesPerStage;
-                const u32 count = Config::kHasC ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
+                const u32 count = Config::kHasC && !Layout::kAddsInL2 ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kRowsBytes);

@@ -14,6 +14,8 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, ceil_div
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 
 _LEAST_STAGES = 3
+TWO_WAVES_SAVE_US = 2.5  # of a tile's border
+ADDED_BYTES_PER_US = 0.97e6  # by the L2 cache
 
 
 @functools.lru_cache(maxsize=4096)
@@ -37,8 +39,14 @@ def fp8_gemm(
     """The same of FP8; k: with the groups padded to whole blocks."""
 
     def price(c: GemmConfig1d1d) -> float:
-        rows, mean = groups * ceil_div(m, c.rows) * c.rows, max(BLOCK_K, k // groups)
-        return sm90_1d1d.estimate_us(c, rows, n, mean, out_bytes, num_sms)
+        # Half a block of each group is padding.
+        rows, mean = groups * ceil_div(m, c.rows) * c.rows, max(BLOCK_K, k // groups - BLOCK_K // 2)
+        us = sm90_1d1d.estimate_us(c, rows, n, mean, out_bytes, num_sms)
+        if c.waves == 1:
+            return us
+        # In two waves C does not come through the ring: the L2 cache adds it, at a rate of its own.
+        tiles = rows // c.rows * ceil_div(n, c.columns)
+        return max(us - TWO_WAVES_SAVE_US * ceil_div(tiles, num_sms), groups * m * n * out_bytes / ADDED_BYTES_PER_US)
 
     fitting = (c for c in _fp8_candidates(m, n, num_sms) if c.stages(out_bytes, smem_bytes) >= _LEAST_STAGES)
     return tuple(sorted(fitting, key=price))

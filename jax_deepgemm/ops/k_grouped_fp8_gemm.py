@@ -105,8 +105,10 @@ def _reference(
     wide = [dequantise(Quantized(*x), block=_BLOCK) for x in ((a, a_scale), (b, b_scale))]
 
     def product(mine: jax.Array) -> jax.Array:
+        left, right = (jnp.where(mine, x, 0) for x in wide)  # both: NaN times zero is NaN
         return jax.lax.dot_general(
-            *(jnp.where(mine, x, 0) for x in wide),  # both: of the others' NaN, zeros make NaN
+            left,
+            right,
             (((1,), (1,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
