@@ -1,0 +1,238 @@
+// D[M, N] = A[M, K] B[N, K]^T (+ C) in FP8 (e4m3), A scaled per row and 128 of K, B per 128 x 128 block, for short K: all of
+// K of a panel of B stays in shared memory, and the CTA walks down M with it. Hopper.
+//
+// A panel is kColumnGroups x 128 columns. A warpgroup multiplies tiles of 64 rows by 128 of these columns, all of K in
+// straight code, and works for itself: kRowGroups sets of warpgroups take the tiles of rows in turns. A tile's result
+// leaves under the next tile's first products, so that the tensor cores need not wait for it.
+#pragma once
+#include "common/barrier.cuh"
+#include "common/gemm_epilogue.cuh"
+#include "common/resident_layout.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma.cuh"
+
+template <class Config>
+struct Fp8Resident {
+    using Layout = ResidentLayout<Config>;
+    using Shared = ResidentMemory<Config>;
+    using Out = typename Config::Out;
+    using Epilogue = GemmEpilogue<Config, void, Shared>;
+    static constexpr u32 kColumnGroups = Config::kColumnGroups, kRowGroups = Config::kRowGroups;
+    static constexpr u32 kGroups = Layout::kGroups, kBlocks = Layout::kBlocks, kStages = Config::kStages;
+    static constexpr u32 kPanelColumns = kColumnGroups * Config::kColumns;
+    static constexpr u32 kAccumulators = Config::kColumns / 2;
+    static constexpr u32 kAhead = kGroups > 2 || kBlocks == 1 ? 1 : 2;  // products under way, as registers allow
+    // Each stage serves one set of warpgroups: one that waited for another's turn would take it for its own.
+    static_assert(kStages % (kBlocks * kRowGroups) == 0, "the ring is whole turns");
+    static_assert(Config::kColumns == kScaleBlock, "a warpgroup's columns are under one scale");
+
+    // The CTA's tiles: panel by panel, in each down the rows.
+    struct Walk {
+        u32 row_tiles, first, end;
+
+        __device__ __forceinline__ Walk(u32 m, u32 n) {
+            row_tiles = ceil_div(m, Layout::kTileRows);
+            const u32 tiles = row_tiles * ceil_div(n, kPanelColumns), share = ceil_div(tiles, gridDim.x);
+            first = blockIdx.x * share;
+            end = min(first + share, tiles);
+        }
+    };
+
+    // Panels one after the other, each kBlocks slots.
+    struct Panel {
+        u32 slot = 0, phase = 0;
+
+        __device__ __forceinline__ void advance() {
+            if constexpr (Config::kPanels > 1) {
+                slot += kBlocks;
+                if (slot < Layout::kSlots) return;
+                slot = 0;
+            }
+            phase ^= 1;
+        }
+    };
+
+    static __device__ __forceinline__ void produce_rows(const Shared& shared, const TensorMap& map, u32 m, u32 n) {
+        const Walk walk(m, n);
+        u32 stage = 0, phase = 1, row = walk.first % walk.row_tiles;
+#pragma unroll 1
+        for (u32 index = walk.first; index < walk.end; ++index) {
+#pragma unroll 1
+            for (u32 block = 0; block < kBlocks; ++block) {
+                shared.empty(stage).wait(phase);
+                shared.full(stage).arrive_expect_bytes(Layout::kRowsBytes);
+                tma_load_2d(shared.rows(stage), map, shared.full(stage), block * kBlockK, row * Layout::kTileRows);
+                if (++stage == kStages) stage = 0, phase ^= 1;
+            }
+            if (++row == walk.row_tiles) row = 0;
+        }
+    }
+
+    static __device__ __forceinline__ void produce_panels(const Shared& shared, const TensorMap& map, u32 m, u32 n) {
+        const Walk walk(m, n);
+        if (walk.first >= walk.end) return;
+        const u64 policy = l2_evict_first();  // few CTAs read it, at about the same time
+        Panel at;
+        const u32 last = (walk.end - 1) / walk.row_tiles;
+#pragma unroll 1
+        for (u32 panel = walk.first / walk.row_tiles; panel <= last; ++panel, at.advance()) {
+#pragma unroll 1
+            for (u32 block = 0; block < kBlocks; ++block) {
+                const u32 slot = at.slot + block;
+                shared.panel_empty(slot).wait(at.phase ^ 1);
+                shared.panel_full(slot).arrive_expect_bytes(Layout::kSlotBytes);
+#pragma unroll 1
+                for (u32 j = 0; j < kColumnGroups; ++j) {
+                    tma_load_2d(shared.columns(slot) + j * Layout::kColumnsBytes, map, shared.panel_full(slot),
+                                block * kBlockK, panel * kPanelColumns + j * Config::kColumns, policy);
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows,
+                                                    const u8* columns) {
+        const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
+        wgmma_pin(product);
+        wgmma_fence();
+#pragma unroll
+        for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<Config::kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
+        wgmma_commit();
+    }
+
+    // By votes the compiler knows it to be the same for all of a warp.
+    static __device__ __forceinline__ u32 math_group() {
+        u32 group = 0;
+#pragma unroll
+        for (u32 g = 1; g < kGroups; ++g) group += __any_sync(0xffffffff, threadIdx.x >= g * 128) ? 1 : 0;
+        return group;
+    }
+
+    template <bool kFirst>
+    static __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
+                                                   float upper, float lower) {
+#pragma unroll
+        for (u32 i = 0; i < kAccumulators; ++i) {
+            const float scaled = i % 4 < 2 ? upper : lower;
+            sum[i] = kFirst ? scaled * product[i] : sum[i] + scaled * product[i];
+        }
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const float* scales_a,
+                                                   const float* scales_b, const Out* c, u32 m, u32 n) {
+        const u32 group = math_group(), column_group = group % kColumnGroups, row_group = group / kColumnGroups;
+        const u32 warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+        const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
+        const Walk walk(m, n);
+        const Shared own{shared.base + group * 4 * Layout::kWarpStoreBytes};  // its staging
+        u32 first_stage = row_group * kBlocks, phase = 0;
+        float sum[1][kAccumulators];
+        Tile result{};  // that `sum` is of
+        bool owes = false;
+        const auto store = [&] {
+            Epilogue::store_by_tma(own, sum, d_map, c, result, at, 0, warp, lane, m, n);
+        };
+        if (walk.first >= walk.end) return;
+        u32 index = walk.first + row_group;
+        const u32 last_panel = (walk.end - 1) / walk.row_tiles;
+        Panel panel;
+#pragma unroll 1
+        for (u32 p = walk.first / walk.row_tiles; p <= last_panel; ++p, panel.advance()) {
+            const u32 column = p * kPanelColumns + column_group * Config::kColumns;
+            const u32 end = min((p + 1) * walk.row_tiles, walk.end);
+            const u32 block_n = min(column, n - 1) / kScaleBlock;
+            const float* const scales_of_panel = scales_b + block_n * kBlocks;
+            bool fresh = true;
+#pragma unroll 1
+            for (; index < end; index += kRowGroups) {
+                const Tile corner{(index - p * walk.row_tiles) * Layout::kTileRows, column};
+                const bool last = index + kRowGroups >= end;
+                const u32 upper = min(corner.row + at.row, m - 1), lower = min(corner.row + at.row + 8, m - 1);
+                float scale[kAhead][3];  // of A's two rows, of B
+                float product[kAhead][kAccumulators];
+                const auto issue = [&](auto j) {
+                    float* const scales = scale[j.value % kAhead];
+                    const float* const from = scales_a + static_cast<u64>(j.value) * m;
+                    scales[0] = __ldg(from + upper), scales[1] = __ldg(from + lower);
+                    scales[2] = __ldg(scales_of_panel + j.value);
+                    if (fresh) shared.panel_full(panel.slot + j.value).wait(panel.phase);
+                    shared.full(first_stage + j.value).wait(phase);
+                    multiply(product[j.value % kAhead], shared.rows(first_stage + j.value),
+                             shared.columns(panel.slot + j.value) + column_group * Layout::kColumnsBytes);
+                };
+                unrolled<kAhead>(issue);
+                if (owes) store();
+                unrolled<kBlocks>([&](auto j) {
+                    constexpr u32 kLeft = kBlocks - 1 - j.value;
+                    wgmma_wait<(kLeft < kAhead - 1 ? kLeft : kAhead - 1)>();
+                    wgmma_pin(product[j.value % kAhead]);
+                    arrive_warp(shared.empty(first_stage + j.value), lane);
+                    if (last) arrive_warp(shared.panel_empty(panel.slot + j.value), lane);
+                    const float* const scales = scale[j.value % kAhead];
+                    promote<j.value == 0>(sum[0], product[j.value % kAhead], scales[0] * scales[2],
+                                          scales[1] * scales[2]);
+                    if constexpr (j.value + kAhead < kBlocks) issue(Constant<j.value + kAhead>{});
+                });
+                result = corner, owes = true, fresh = false;
+                first_stage += kBlocks * kRowGroups;
+                if (first_stage >= kStages) first_stage -= kStages, phase ^= 1;
+            }
+            if (fresh) {  // it had no tile here
+#pragma unroll
+                for (u32 j = 0; j < kBlocks; ++j) {
+                    shared.panel_full(panel.slot + j).wait(panel.phase);
+                    arrive_warp(shared.panel_empty(panel.slot + j), lane);
+                }
+            }
+        }
+        if (owes) store();
+        tma_store_wait_read<0>();
+    }
+
+    static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
+                                               const TensorMap& d_map, const float* scales_a, const float* scales_b,
+                                               const Out* c, u32 m, u32 n) {
+        extern __shared__ __align__(1024) u8 shared_memory[];
+        const Shared shared{shared_memory};
+        const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+        constexpr u32 kMathWarps = kGroups * 4;
+        if (warp == kMathWarps) {
+            const u32 lane = threadIdx.x % 32;
+            if (lane < kStages) {
+                shared.full(lane).init(1);
+                shared.empty(lane).init(kColumnGroups * 4 * kWarpArrivals);
+            }
+            if (lane < Layout::kSlots) {
+                shared.panel_full(lane).init(1);
+                shared.panel_empty(lane).init(kMathWarps * kWarpArrivals);
+            }
+            if (lane == 0) {
+                tma_prefetch_descriptor(rows_map);
+                tma_prefetch_descriptor(columns_map);
+                tma_prefetch_descriptor(d_map);
+            }
+            fence_barrier_init();
+        }
+        __syncthreads();
+        wait_for_predecessor();
+        release_successor();
+
+        // As many registers as a thread of two or three warpgroups may have: 3 x 168 = 40 + 2 x 232, 4 x 128 = 32 + 3 x 160.
+        if (warp >= kMathWarps) {
+            if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();
+            if (warp == kMathWarps && elect_one()) produce_rows(shared, rows_map, m, n);
+            if (warp == kMathWarps + 1 && elect_one()) produce_panels(shared, columns_map, m, n);
+        } else {
+            if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
+            compute(shared, d_map, scales_a, scales_b, c, m, n);
+        }
+    }
+};
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
+    sm90_fp8_gemm_1d2d_resident(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
+                                const __grid_constant__ TensorMap d_map, const float* scales_a, const float* scales_b,
+                                const typename Config::Out* c, u32 m, u32 n) {
+    Fp8Resident<Config>::run(rows_map, columns_map, d_map, scales_a, scales_b, c, m, n);
+}
