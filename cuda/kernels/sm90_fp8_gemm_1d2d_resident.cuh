@@ -171,6 +171,7 @@ struct Fp8Resident {
                     const float* const scales = scale[j.value % kAhead];
                     promote<j.value == 0>(sum[0], product[j.value % kAhead], scales[0] * scales[2],
                                           scales[1] * scales[2]);
+                    wgmma_pin(sum[0]);
                     if constexpr (j.value + kAhead < kBlocks) issue(Constant<j.value + kAhead>{});
                 });
                 result = corner, owes = true, fresh = false;
