@@ -18,13 +18,18 @@ struct ResidentLayout {
     static constexpr u32 kAtomColumns = Config::kStoreAtomBytes / sizeof(typename Config::Out);
     static constexpr u32 kAtomBytes = 16 * Config::kStoreAtomBytes;
     static constexpr u32 kWarpStoreBytes = Config::kStoreBuffers * kAtomBytes;
-    static constexpr u32 kPartialBytes = 0;
 
-    // Offsets: the panels of B, the ring of A, the epilogue's staging, the barriers.
+    // Scales of a tile of rows, all of K: A's, a row of them for each block, then B's, a row for each set of 128 columns.
+    static constexpr u32 kTurns = Config::kStages / kBlocks;
+    static constexpr u32 kScales = kBlocks * kTileRows, kScalesB = kBlocks * Config::kColumnGroups;
+    static constexpr u32 kScalesBytes = align_up((kScales + kScalesB) * 4, 16);
+
+    // Offsets: the panels of B, the ring of A, the epilogue's staging, the scales, the barriers.
     static constexpr u32 kRing = kSlots * kSlotBytes;
     static constexpr u32 kEpilogue = kRing + Config::kStages * kRowsBytes;
-    static constexpr u32 kBarriers = kEpilogue + kGroups * 4 * kWarpStoreBytes;
-    static constexpr u32 kEnd = kBarriers + 2 * (Config::kStages + kSlots) * 8;
+    static constexpr u32 kScalesRing = kEpilogue + kGroups * 4 * kWarpStoreBytes;
+    static constexpr u32 kBarriers = kScalesRing + kTurns * kScalesBytes;
+    static constexpr u32 kEnd = kBarriers + (2 * (Config::kStages + kSlots) + kTurns) * 8;
 };
 
 template <class Config>
@@ -34,6 +39,9 @@ struct ResidentMemory {
     __device__ __forceinline__ u8* columns(u32 slot) const { return base + slot * Layout::kSlotBytes; }
     __device__ __forceinline__ u8* rows(u32 stage) const { return base + Layout::kRing + stage * Layout::kRowsBytes; }
     __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
+    __device__ __forceinline__ float* scales(u32 turn) const {
+        return reinterpret_cast<float*>(base + Layout::kScalesRing + turn * Layout::kScalesBytes);
+    }
     __device__ __forceinline__ Barrier* barriers() const {
         return reinterpret_cast<Barrier*>(base + Layout::kBarriers);
     }
@@ -42,5 +50,8 @@ struct ResidentMemory {
     __device__ __forceinline__ Barrier& panel_full(u32 slot) const { return barriers()[2 * Config::kStages + slot]; }
     __device__ __forceinline__ Barrier& panel_empty(u32 slot) const {
         return barriers()[2 * Config::kStages + Layout::kSlots + slot];
+    }
+    __device__ __forceinline__ Barrier& scales_full(u32 turn) const {
+        return barriers()[2 * (Config::kStages + Layout::kSlots) + turn];
     }
 };

@@ -90,6 +90,35 @@ struct Fp8Resident {
         }
     }
 
+    // Run by a warp. Copies of 4 bytes: the scales of a tile begin at any multiple of that. Rows beyond M keep what the
+    // slot held before: nobody stores them.
+    static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
+                                                          const float* scales_b, u32 m, u32 n) {
+        const Walk walk(m, n);
+        const u32 lane = threadIdx.x % 32, blocks_n = ceil_div(n, kScaleBlock);
+        u32 turn = 0, phase = 1, row = walk.first % walk.row_tiles, panel = walk.first / walk.row_tiles;
+#pragma unroll 1
+        for (u32 index = walk.first; index < walk.end; ++index) {
+            const u32 at = row * Layout::kTileRows + lane, from_b = panel * kColumnGroups * kBlocks + lane;
+            float* const to = shared.scales(turn) + lane;
+            shared.empty(turn * kBlocks + kBlocks - 1).wait(phase);
+#pragma unroll
+            for (u32 j = 0; j < kBlocks; ++j) {
+#pragma unroll
+                for (u32 i = 0; i < Layout::kTileRows; i += 32) {
+                    if (at + i < m)
+                        async_copy_4_bytes(to + j * Layout::kTileRows + i, scales_a + static_cast<u64>(j) * m + at + i);
+                }
+            }
+            if (lane < Layout::kScalesB && from_b < blocks_n * kBlocks)
+                async_copy_4_bytes(to + Layout::kScales, scales_b + from_b);
+            shared.scales_full(turn).arrive_after_async_copies();
+            if (++turn == Layout::kTurns) turn = 0, phase ^= 1;
+            if (++row == walk.row_tiles) row = 0, ++panel;
+        }
+        async_copy_wait_all();
+    }
+
     static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows,
                                                     const u8* columns) {
         const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
@@ -118,8 +147,8 @@ struct Fp8Resident {
         }
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const float* scales_a,
-                                                   const float* scales_b, const Out* c, u32 m, u32 n) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
+                                                   u32 n) {
         const u32 group = math_group(), column_group = group % kColumnGroups, row_group = group / kColumnGroups;
         const u32 warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
@@ -140,21 +169,14 @@ struct Fp8Resident {
         for (u32 p = walk.first / walk.row_tiles; p <= last_panel; ++p, panel.advance()) {
             const u32 column = p * kPanelColumns + column_group * Config::kColumns;
             const u32 end = min((p + 1) * walk.row_tiles, walk.end);
-            const u32 block_n = min(column, n - 1) / kScaleBlock;
-            const float* const scales_of_panel = scales_b + block_n * kBlocks;
             bool fresh = true;
 #pragma unroll 1
             for (; index < end; index += kRowGroups) {
                 const Tile corner{(index - p * walk.row_tiles) * Layout::kTileRows, column};
                 const bool last = index + kRowGroups >= end;
-                const u32 upper = min(corner.row + at.row, m - 1), lower = min(corner.row + at.row + 8, m - 1);
-                float scale[kAhead][3];  // of A's two rows, of B
+                const float* const scales = shared.scales(first_stage / kBlocks);
                 float product[kAhead][kAccumulators];
                 const auto issue = [&](auto j) {
-                    float* const scales = scale[j.value % kAhead];
-                    const float* const from = scales_a + static_cast<u64>(j.value) * m;
-                    scales[0] = __ldg(from + upper), scales[1] = __ldg(from + lower);
-                    scales[2] = __ldg(scales_of_panel + j.value);
                     if (fresh) shared.panel_full(panel.slot + j.value).wait(panel.phase);
                     shared.full(first_stage + j.value).wait(phase);
                     multiply(product[j.value % kAhead], shared.rows(first_stage + j.value),
@@ -162,15 +184,17 @@ struct Fp8Resident {
                 };
                 unrolled<kAhead>(issue);
                 if (owes) store();
+                shared.scales_full(first_stage / kBlocks).wait(phase);
                 unrolled<kBlocks>([&](auto j) {
                     constexpr u32 kLeft = kBlocks - 1 - j.value;
+                    const float* const rows = scales + j.value * Layout::kTileRows + at.row;
+                    const float b = scales[Layout::kScales + column_group * kBlocks + j.value];
+                    const float upper = rows[0] * b, lower = rows[8] * b;
                     wgmma_wait<(kLeft < kAhead - 1 ? kLeft : kAhead - 1)>();
                     wgmma_pin(product[j.value % kAhead]);
                     arrive_warp(shared.empty(first_stage + j.value), lane);
                     if (last) arrive_warp(shared.panel_empty(panel.slot + j.value), lane);
-                    const float* const scales = scale[j.value % kAhead];
-                    promote<j.value == 0>(sum[0], product[j.value % kAhead], scales[0] * scales[2],
-                                          scales[1] * scales[2]);
+                    promote<j.value == 0>(sum[0], product[j.value % kAhead], upper, lower);
                     wgmma_pin(sum[0]);
                     if constexpr (j.value + kAhead < kBlocks) issue(Constant<j.value + kAhead>{});
                 });
@@ -203,6 +227,7 @@ struct Fp8Resident {
                 shared.full(lane).init(1);
                 shared.empty(lane).init(kColumnGroups * 4 * kWarpArrivals);
             }
+            if (lane < Layout::kTurns) shared.scales_full(lane).init(32);
             if (lane < Layout::kSlots) {
                 shared.panel_full(lane).init(1);
                 shared.panel_empty(lane).init(kMathWarps * kWarpArrivals);
@@ -223,9 +248,10 @@ struct Fp8Resident {
             if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();
             if (warp == kMathWarps && elect_one()) produce_rows(shared, rows_map, m, n);
             if (warp == kMathWarps + 1 && elect_one()) produce_panels(shared, columns_map, m, n);
+            if (warp == kMathWarps + 2) produce_scales(shared, scales_a, scales_b, m, n);
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
-            compute(shared, d_map, scales_a, scales_b, c, m, n);
+            compute(shared, d_map, c, m, n);
         }
     }
 };

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, Store, ceil_div
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, Store, align, ceil_div
 
 TILE_ROWS = 64  # of A, that a warpgroup multiplies by SCALE_BLOCK columns
 MAX_BLOCKS = 4  # of K
@@ -72,7 +72,9 @@ class ResidentConfig:
     def _total(self, stages: int, store: Store, blocks: int) -> int:
         slots = self.panels * blocks
         ring = slots * self.columns * BLOCK_K + stages * TILE_ROWS * BLOCK_K
-        return ring + self.math_groups * 4 * store.buffers * 16 * store.atom_bytes + 16 * (stages + slots)
+        staging = self.math_groups * 4 * store.buffers * 16 * store.atom_bytes
+        scales = align(blocks * (TILE_ROWS + self.column_groups) * 4, 16) + 8
+        return ring + staging + stages // blocks * scales + 16 * (stages + slots)
 
 
 def grid_size(config: ResidentConfig, m: int, n: int, num_sms: int) -> int:
