@@ -1,4 +1,4 @@
-"""A configuration of the Hopper FP8 GEMM of short K that keeps a panel of B in shared memory, and what follows from it."""
+"""A configuration of the Hopper FP8 GEMM of short K that keeps a panel of B in shared memory."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.target import H100
 from tests import fp4, helpers
 from tests.bf16 import GEMMS
@@ -42,6 +43,8 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(256, 112), 2, F32),
     (GemmConfig(128, 112, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 48, split_k=3), 3, F32),
+    (ResidentConfig(256), 2, BF16),
+    (ResidentConfig(128, row_groups=2), 2, F32),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2, BF16),
     (GemmConfig1d1d(128, 64, ahead=2), 2, F32),

@@ -1,0 +1,98 @@
+"""The FP8 GEMM of short K that keeps a panel of B: its configurations, launches, and that its kernels compile well."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from jax_deepgemm import ResidentConfig, fp8_gemm_nt
+from jax_deepgemm.heuristics import sm90_resident
+from jax_deepgemm.heuristics.gemm_config import GemmConfig, ceil_div
+from jax_deepgemm.heuristics.resident_config import TILE_ROWS, grid_size
+from jax_deepgemm.launch import Kernel, Launch
+from jax_deepgemm.ops.fp8_resident_plan import launch
+from jax_deepgemm.target import H100
+from tests.helpers import operands
+from tests.kernels import check_resources, compile_layouts
+
+CONFIGS = (
+    ResidentConfig(256),
+    ResidentConfig(128, row_groups=2),
+    ResidentConfig(128, row_groups=3),
+    ResidentConfig(128, row_groups=2, panels=2),
+    ResidentConfig(128),
+)
+
+
+def planned(config: ResidentConfig, k: int, out_bytes: int, has_c: bool = False) -> Launch:
+    return launch(config, 4096, 32768, k, out_bytes, H100.num_sms, H100.smem_bytes, has_c=has_c)
+
+
+def launches() -> list[Launch]:
+    """Of each configuration, by blocks of K, result and C."""
+    kinds = itertools.product(CONFIGS, (100 // 16 * 16, 256, 384, 512), (2, 4), (False, True))
+    return [planned(*kind) for kind in kinds if kind[0].stages(kind[2], H100.smem_bytes)]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"columns": 192}, "`columns` must be 128, 256 or 384"),
+        ({"columns": 256, "row_groups": 2}, "by `row_groups` at most 384"),
+        ({"row_groups": 0}, "`row_groups` must be positive, got 0"),
+        ({"panels": 3}, "`panels` must be 1 or 2, got 3"),
+    ],
+)
+def test_impossible_configurations_are_refused(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResidentConfig(**fields)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have room for its tiles in 65536 bytes"):
+        launch(ResidentConfig(256), 4096, 4096, 512, 2, H100.num_sms, 65536)
+    with pytest.raises(ValueError, match="is for K up to 512, got 528"):
+        planned(ResidentConfig(256), 528, 2)
+    a, b = operands(64, 256, 1024)
+    with pytest.raises(ValueError, match="`config` must be a GemmConfig where K is more than 512, got Res"):
+        fp8_gemm_nt(a, b, config=ResidentConfig(256))
+
+
+def test_long_k_and_few_rows_have_other_candidates() -> None:
+    for m, k in ((4096, 528), (64, 512)):
+        ranked = sm90_resident.ranked(m, 32768, k, 2, H100.num_sms, H100.smem_bytes)
+        assert all(isinstance(c, GemmConfig) for c in ranked)
+
+
+def test_shares_of_tiles() -> None:
+    """No CTA is idle, none has much more than its share, and where it costs little a share ends with a panel."""
+    draw = random.Random(0)
+    for _ in range(300):
+        m, n, num_sms = draw.randint(1, 9000), draw.randint(1, 40000), draw.randint(1, 132)
+        rows = ceil_div(m, TILE_ROWS)
+        tiles = rows * ceil_div(n, 256)
+        grid = grid_size(ResidentConfig(256), m, n, num_sms)
+        share, least = ceil_div(tiles, grid), ceil_div(tiles, num_sms)
+        assert 1 <= grid <= num_sms and (grid - 1) * share < tiles <= grid * share
+        assert least <= share <= least + max(1, least // 16)
+    assert grid_size(ResidentConfig(256), 4096, 32768, 132) == 128  # 64 tiles, a panel each, instead of 63
+
+
+# --- against the kernel's source -----------------------------------------------------------------------------------
+
+
+def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
+    check_resources([x.kernel for x in launches()], threads_and_pool)
+
+
+def threads_and_pool(kernel: Kernel) -> tuple[int, int]:
+    groups = dict(kernel.template)["kMathGroups"]
+    return {1: (256, 0), 2: (384, 232 * 256 + 40 * 128), 3: (512, 160 * 384 + 32 * 128)}[groups]
+
+
+def test_shared_memory_is_what_the_kernel_lays_out() -> None:
+    expected = {x.kernel: x.shared_memory for x in launches()}
+    assert len(expected) > 60
+    compile_layouts(expected, lambda _, config: f"ResidentLayout<{config}>::kEnd")
