@@ -77,7 +77,7 @@ def main(*arguments: str) -> None:
         elif isinstance(config, GemmConfig1d1d):
             gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
         else:
-            p = problem(77, 264, 400)
+            p = problem(77, 264, 208 if isinstance(config, ResidentConfig) else 400)
         c = p.c(dtype) if dtype == F32 else None
         given = p.a, p.b, c
         with set_target(TARGET), set_num_sms(num_sms):
