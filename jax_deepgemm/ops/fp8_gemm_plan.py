@@ -35,8 +35,10 @@ def plan(
     if problem is None:
         return None
     chosen = params.get("config") or _HEURISTICS[params["recipe"]].fp8_gemm(*problem)
-    make = fp8_resident_plan.launch if isinstance(chosen, ResidentConfig) else launch
-    return make(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+    has_c = len(avals) > 4
+    if isinstance(chosen, ResidentConfig):
+        return fp8_resident_plan.launch(chosen, *problem, has_c=has_c, pdl=config.pdl)
+    return launch(chosen, *problem, has_c=has_c, pdl=config.pdl)
 
 
 def ranked(
