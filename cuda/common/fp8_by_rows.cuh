@@ -25,6 +25,7 @@ struct Fp8ByRowsLoop {
     static __device__ __forceinline__ void block(const Shared& shared, float (&sum)[kWaves][kAccumulators],
                                                  Pipeline& pipe, u32 group, Fragment at, u32 shift, u32 lane,
                                                  Before before) {
+        const u32 ring = wgmma_tile(shared_address(shared.base));
         typename Scaling::Scales scales;
         shared.scales_full(pipe.stage).wait(pipe.phase);
         scales.read(shared, pipe.stage, group * 64 + at.row, at.column);
@@ -37,7 +38,7 @@ struct Fp8ByRowsLoop {
             if constexpr (kTurns) Gemm::wait_turn(group);
             wgmma_pin(product);
             wgmma_fence();
-            Gemm::multiply(product, shared.rows(pipe.stage) + row * kBlockK, shared.columns(pipe.stage));
+            Gemm::multiply(product, ring, pipe.stage, row);
             if constexpr (kTurns) Gemm::pass_turn(group);
             if (w == 0) before();
             wgmma_wait<0>();

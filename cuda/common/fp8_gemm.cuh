@@ -133,11 +133,15 @@ struct Fp8Gemm {
 
     // ---- math -----------------------------------------------------------------------------------------------------
 
-    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows,
-                                                    const u8* columns) {
-        const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
+    // `ring`: `wgmma_tile` of the ring's first tile; `row`: the first of the warpgroup's rows.
+    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], u32 ring, u32 block, u32 row) {
+        const u32 rows = ring + block * (Layout::kBlockBytes / 16) + row * (kBlockK / 16);
+        const u32 columns = ring + block * (Layout::kBlockBytes / 16) + Layout::kRowsBytes / 16;
 #pragma unroll
-        for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
+        for (u32 k = 0; k < kBlockK / 32; ++k) {
+            WgmmaE4m3<kColumns>::run(product, wgmma_tile_descriptor(rows + 2 * k),
+                                     wgmma_tile_descriptor(columns + 2 * k), k > 0);
+        }
         wgmma_commit();
     }
 
@@ -155,15 +159,17 @@ struct Fp8Gemm {
     }
 
     // Warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and while
-    // one promotes the tensor cores work for the others. In step they would all promote, then all wait.
+    // one promotes the tensor cores work for the others. In step they would all promote, then all wait. Where two
+    // blocks of K are unrolled (kUnroll), two warpgroups keep out of step by themselves, and turns only cost.
+    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && Config::kUnroll == 1);
     static constexpr u32 kTurnBarrier = 4, kTurnThreads = 256;  // the one who waits and the one who passes
 
     static __device__ __forceinline__ void wait_turn(u32 group) {
-        if constexpr (kGroups > 1) named_barrier_sync(kTurnBarrier + group, kTurnThreads);
+        if constexpr (kTurns) named_barrier_sync(kTurnBarrier + group, kTurnThreads);
     }
 
     static __device__ __forceinline__ void pass_turn(u32 group) {
-        if constexpr (kGroups > 1)
+        if constexpr (kTurns)
             named_barrier_arrive(kTurnBarrier + (group == kGroups - 1 ? 0 : group + 1), kTurnThreads);
     }
 
@@ -178,8 +184,8 @@ struct Fp8Gemm {
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
     template <u32 kCount, class Wait, class Look, class Release>
-    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 block, u32 group,
-                                                u32 row, Fragment at, u32 shift, Wait wait_scales, Look look_ahead,
+    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 ring, u32 block,
+                                                u32 group, u32 row, Fragment at, u32 shift, Wait wait_scales, Look look_ahead,
                                                 Release release_stage) {
         float product[kCount][kAccumulators];
         typename Scaling::Scales scales[kCount];
@@ -188,8 +194,7 @@ struct Fp8Gemm {
         for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
         wgmma_fence();
 #pragma unroll
-        for (u32 j = 0; j < kCount; ++j)
-            multiply(product[j], shared.rows(block + j) + row * kBlockK, shared.columns(block + j));
+        for (u32 j = 0; j < kCount; ++j) multiply(product[j], ring, block + j, row);
         pass_turn(group);
         wait_scales();
 #pragma unroll
@@ -218,6 +223,7 @@ struct Fp8Gemm {
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n, k);
         Pipeline pipe;
+        const u32 ring = wgmma_tile(shared_address(shared.base));
         RingOutput<Fp8Gemm> output;
         u32 tile_phase = 0;
         begin_turns(group);
@@ -231,7 +237,7 @@ struct Fp8Gemm {
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
             bool landed = false;
-#pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
+#pragma unroll Config::kUnroll
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
                 if (!landed) shared.full(pipe.stage).wait(pipe.phase);
@@ -251,12 +257,12 @@ struct Fp8Gemm {
                         if (w == kWaves - 1) release(shared, pipe.stage, lane);
                     };
                     if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], first, group, row, at, shift, wait_scales, look_ahead,
+                        step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales, look_ahead,
                                            release_stage);
                     } else {
 #pragma unroll 1
                         for (u32 j = 0; j < count; ++j)
-                            step<1>(shared, sum[w], first + j, group, row, at, shift, wait_scales, [] {}, [] {});
+                            step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {}, [] {});
                         landed = false;
                         release_stage();
                     }

@@ -20,14 +20,14 @@ struct Fp8Runs {
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], Pipeline& pipe,
                                                u32 group, Fragment at, u32 shift, u32 lane, Before before,
                                                After after) {
-        const u32 row = group * 64;
+        const u32 row = group * 64, ring = wgmma_tile(shared_address(shared.base));
         float product[2][kAccumulators];
         Pipeline ahead = pipe;
         const auto issue = [&](float (&to)[kAccumulators]) {
             shared.full(ahead.stage).wait(ahead.phase);
             wgmma_pin(to);
             wgmma_fence();
-            Gemm::multiply(to, shared.rows(ahead.stage) + row * kBlockK, shared.columns(ahead.stage));
+            Gemm::multiply(to, ring, ahead.stage, row);
             ahead.advance();
         };
         Gemm::wait_turn(group);

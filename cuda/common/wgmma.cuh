@@ -2,11 +2,20 @@
 #pragma once
 #include "common/types.cuh"
 
-// Descriptor of a tile of 128-byte rows, swizzled by 128 bytes: groups of 8 rows are 1024 bytes apart.
+// Where a tile of 128-byte rows lies, as the lower word of its descriptor has it: what lies `bytes` behind it in shared
+// memory has this + bytes / 16. So a loop adds where it would shift, mask and join anew for each stage.
+__device__ __forceinline__ u32 wgmma_tile(u32 shared_address) { return 1u << 16 | (shared_address & 0x3ffff) >> 4; }
+
+// Descriptor of that tile, swizzled by 128 bytes: groups of 8 rows are 1024 bytes apart.
+__device__ __forceinline__ u64 wgmma_tile_descriptor(u32 tile) {
+    constexpr u32 kSwizzle128 = 1u << 30, kGroupStride = 1024 >> 4;
+    u64 descriptor;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(tile), "n"(kSwizzle128 | kGroupStride));
+    return descriptor;
+}
+
 __device__ __forceinline__ u64 wgmma_descriptor(u32 shared_address) {
-    constexpr u64 kSwizzle128 = 1ull << 62;
-    constexpr u64 kGroupStride = (1024ull >> 4) << 32;
-    return kSwizzle128 | kGroupStride | (1ull << 16) | ((shared_address & 0x3ffff) >> 4);
+    return wgmma_tile_descriptor(wgmma_tile(shared_address));
 }
 
 // As above, of a tile whose rows run along M or N: slabs of 64 elements of M or N, a row of 128 bytes for each of K. Groups

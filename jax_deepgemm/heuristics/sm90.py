@@ -32,10 +32,10 @@ MULTICAST_US = 1.0  # for CTAs that wait for each other
 
 LARGE_M, LARGE_ROWS, LARGE_COLUMNS = 256, 128, 96  # beyond which, and from which, tiles are large
 LARGE_BLOCK_US = {
-    (128, 0): (0.039, 0.0031),
+    (128, 0): (0.037, 0.00294),
     (128, 2): (0.1, 0.0025),
-    (192, 0): (0.363, 0.0016),
-    (256, 0): (0.39, 0.0032),
+    (192, 0): (0.355, 0.00157),
+    (256, 0): (0.37, 0.00306),
 }
 """A block of K, in microseconds, by rows and blocks in a run: for any tile, and for each column."""
 LARGE_BORDER_US = 0.72  # from the last product of a tile of 128 x 128 to the first of the next, BF16 out ...
@@ -126,6 +126,15 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
     work = waves * (multiply + store) + MULTICAST_US * (c.multicast > 1)
     memory = ((m + n) * k + m * n * out_bytes) / DRAM_BYTES_PER_US
     return LAUNCH_US + (work**4 + memory**4) ** 0.25
+
+
+def unroll(c: GemmConfig, m: int) -> int:
+    """Blocks of K that the math warps have in straight code.
+
+    Two leave less between one product and the next. But code is cold at launch and comes from DRAM: only many rows
+    make up for more of it.
+    """
+    return 2 if _is_large(c.rows, c.columns, m) and c.stores_by_tma and not c.ahead and c.stage_blocks == 1 else 1
 
 
 def _is_large(rows: int, columns: int, m: int) -> bool:

@@ -88,6 +88,7 @@ def launch(
         *template(tile, stages, store, m, out_bytes, has_c),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
+        ("kUnroll", 1 if by_row else sm90.unroll(tile, m)),
     )
     if splits is not None:
         splits.check(tile, out_bytes, smem_bytes)
