@@ -119,13 +119,15 @@ struct Fp8Resident {
         async_copy_wait_all();
     }
 
-    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], const u8* rows,
-                                                    const u8* columns) {
-        const u64 a = wgmma_descriptor(shared_address(rows)), b = wgmma_descriptor(shared_address(columns));
+    // Of what `wgmma_tile` says of either.
+    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], u32 rows, u32 columns) {
         wgmma_pin(product);
         wgmma_fence();
 #pragma unroll
-        for (u32 k = 0; k < kBlockK / 32; ++k) WgmmaE4m3<Config::kColumns>::run(product, a + 2 * k, b + 2 * k, k > 0);
+        for (u32 k = 0; k < kBlockK / 32; ++k) {
+            WgmmaE4m3<Config::kColumns>::run(product, wgmma_tile_descriptor(rows + 2 * k),
+                                             wgmma_tile_descriptor(columns + 2 * k), k > 0);
+        }
         wgmma_commit();
     }
 
@@ -154,6 +156,8 @@ struct Fp8Resident {
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n);
         const Shared own{shared.base + group * 4 * Layout::kWarpStoreBytes};  // its staging
+        const u32 rows_tile = wgmma_tile(shared_address(shared.rows(0)));
+        const u32 columns_tile = wgmma_tile(shared_address(shared.columns(0) + column_group * Layout::kColumnsBytes));
         u32 first_stage = row_group * kBlocks, phase = 0;
         float sum[1][kAccumulators];
         Tile result{};  // that `sum` is of
@@ -179,8 +183,8 @@ struct Fp8Resident {
                 const auto issue = [&](auto j) {
                     if (fresh) shared.panel_full(panel.slot + j.value).wait(panel.phase);
                     shared.full(first_stage + j.value).wait(phase);
-                    multiply(product[j.value % kAhead], shared.rows(first_stage + j.value),
-                             shared.columns(panel.slot + j.value) + column_group * Layout::kColumnsBytes);
+                    multiply(product[j.value % kAhead], rows_tile + (first_stage + j.value) * (Layout::kRowsBytes / 16),
+                             columns_tile + (panel.slot + j.value) * (Layout::kSlotBytes / 16));
                 };
                 unrolled<kAhead>(issue);
                 if (owes) store();

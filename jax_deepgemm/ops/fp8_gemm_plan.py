@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_deepgemm.heuristics import sm90_1d1d, sm90_resident
+from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_resident
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
