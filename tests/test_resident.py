@@ -61,9 +61,14 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_long_k_and_few_rows_have_other_candidates() -> None:
-    for m, k in ((4096, 528), (64, 512)):
-        ranked = sm90_resident.ranked(m, 32768, k, 2, H100.num_sms, H100.smem_bytes)
+    for m, k, out_bytes in ((4096, 528, 2), (64, 512, 2), (4096, 512, 4)):
+        ranked = sm90_resident.ranked(m, 32768, k, out_bytes, H100.num_sms, H100.smem_bytes)
         assert all(isinstance(c, GemmConfig) for c in ranked)
+
+
+@pytest.mark.parametrize("m", [1024, 2048, 4096])
+def test_where_it_was_measured_to_pay_it_is_chosen(m: int) -> None:
+    assert sm90_resident.fp8_gemm(m, 32768, 512, 2, H100.num_sms, H100.smem_bytes) == ResidentConfig(256)
 
 
 def test_shares_of_tiles() -> None:
