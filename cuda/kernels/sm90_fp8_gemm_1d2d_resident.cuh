@@ -1,9 +1,9 @@
 // D[M, N] = A[M, K] B[N, K]^T (+ C) in FP8 (e4m3), A scaled per row and 128 of K, B per 128 x 128 block, for short K: all of
 // K of a panel of B stays in shared memory, and the CTA walks down M with it. Hopper.
 //
-// A panel is kColumnGroups x 128 columns. A warpgroup multiplies tiles of 64 rows by 128 of these columns, all of K in
-// straight code, and works for itself: kRowGroups sets of warpgroups take the tiles of rows in turns. A tile's result
-// leaves under the next tile's first products, so that the tensor cores need not wait for it.
+// A panel is 128 columns for each of kMathGroups warpgroups. A warpgroup multiplies tiles of 64 rows by its 128, all of K in
+// straight code, and waits for no other. A tile's result leaves under the next tile's first products, so that the tensor
+// cores need not wait for it.
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
@@ -17,13 +17,11 @@ struct Fp8Resident {
     using Shared = ResidentMemory<Config>;
     using Out = typename Config::Out;
     using Epilogue = GemmEpilogue<Config, void, Shared>;
-    static constexpr u32 kColumnGroups = Config::kColumnGroups, kRowGroups = Config::kRowGroups;
-    static constexpr u32 kGroups = Layout::kGroups, kBlocks = Layout::kBlocks, kStages = Config::kStages;
-    static constexpr u32 kPanelColumns = kColumnGroups * Config::kColumns;
+    static constexpr u32 kGroups = Config::kMathGroups, kBlocks = Layout::kBlocks, kStages = Config::kStages;
+    static constexpr u32 kPanelColumns = kGroups * Config::kColumns;
     static constexpr u32 kAccumulators = Config::kColumns / 2;
-    static constexpr u32 kAhead = kGroups > 2 || kBlocks == 1 ? 1 : 2;  // products under way, as registers allow
-    // Each stage serves one set of warpgroups: one that waited for another's turn would take it for its own.
-    static_assert(kStages % (kBlocks * kRowGroups) == 0, "the ring is whole turns");
+    static constexpr u32 kAhead = kBlocks == 1 ? 1 : 2;  // products under way
+    static_assert(kStages % kBlocks == 0, "the ring is whole tiles");
     static_assert(Config::kColumns == kScaleBlock, "a warpgroup's columns are under one scale");
 
     // The CTA's tiles: panel by panel, in each down the rows.
@@ -35,20 +33,6 @@ struct Fp8Resident {
             const u32 tiles = row_tiles * ceil_div(n, kPanelColumns), share = ceil_div(tiles, gridDim.x);
             first = blockIdx.x * share;
             end = min(first + share, tiles);
-        }
-    };
-
-    // Panels one after the other, each kBlocks slots.
-    struct Panel {
-        u32 slot = 0, phase = 0;
-
-        __device__ __forceinline__ void advance() {
-            if constexpr (Config::kPanels > 1) {
-                slot += kBlocks;
-                if (slot < Layout::kSlots) return;
-                slot = 0;
-            }
-            phase ^= 1;
         }
     };
 
@@ -72,18 +56,17 @@ struct Fp8Resident {
         const Walk walk(m, n);
         if (walk.first >= walk.end) return;
         const u64 policy = l2_evict_first();  // few CTAs read it, at about the same time
-        Panel at;
+        u32 phase = 1;
         const u32 last = (walk.end - 1) / walk.row_tiles;
 #pragma unroll 1
-        for (u32 panel = walk.first / walk.row_tiles; panel <= last; ++panel, at.advance()) {
+        for (u32 panel = walk.first / walk.row_tiles; panel <= last; ++panel, phase ^= 1) {
 #pragma unroll 1
             for (u32 block = 0; block < kBlocks; ++block) {
-                const u32 slot = at.slot + block;
-                shared.panel_empty(slot).wait(at.phase ^ 1);
-                shared.panel_full(slot).arrive_expect_bytes(Layout::kSlotBytes);
+                shared.panel_empty(block).wait(phase);
+                shared.panel_full(block).arrive_expect_bytes(Layout::kSlotBytes);
 #pragma unroll 1
-                for (u32 j = 0; j < kColumnGroups; ++j) {
-                    tma_load_2d(shared.columns(slot) + j * Layout::kColumnsBytes, map, shared.panel_full(slot),
+                for (u32 j = 0; j < kGroups; ++j) {
+                    tma_load_2d(shared.columns(block) + j * Layout::kColumnsBytes, map, shared.panel_full(block),
                                 block * kBlockK, panel * kPanelColumns + j * Config::kColumns, policy);
                 }
             }
@@ -99,7 +82,7 @@ struct Fp8Resident {
         u32 turn = 0, phase = 1, row = walk.first % walk.row_tiles, panel = walk.first / walk.row_tiles;
 #pragma unroll 1
         for (u32 index = walk.first; index < walk.end; ++index) {
-            const u32 at = row * Layout::kTileRows + lane, from_b = panel * kColumnGroups * kBlocks + lane;
+            const u32 at = row * Layout::kTileRows + lane, from_b = panel * kGroups * kBlocks + lane;
             float* const to = shared.scales(turn) + lane;
             shared.empty(turn * kBlocks + kBlocks - 1).wait(phase);
 #pragma unroll
@@ -151,14 +134,13 @@ struct Fp8Resident {
 
     static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
                                                    u32 n) {
-        const u32 group = math_group(), column_group = group % kColumnGroups, row_group = group / kColumnGroups;
-        const u32 warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+        const u32 group = math_group(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n);
         const Shared own{shared.base + group * 4 * Layout::kWarpStoreBytes};  // its staging
         const u32 rows_tile = wgmma_tile(shared_address(shared.rows(0)));
-        const u32 columns_tile = wgmma_tile(shared_address(shared.columns(0) + column_group * Layout::kColumnsBytes));
-        u32 first_stage = row_group * kBlocks, phase = 0;
+        const u32 columns_tile = wgmma_tile(shared_address(shared.columns(0) + group * Layout::kColumnsBytes));
+        u32 first_stage = 0, phase = 0, panel_phase = 0;
         float sum[1][kAccumulators];
         Tile result{};  // that `sum` is of
         bool owes = false;
@@ -166,25 +148,24 @@ struct Fp8Resident {
             Epilogue::store_by_tma(own, sum, d_map, c, result, at, 0, warp, lane, m, n);
         };
         if (walk.first >= walk.end) return;
-        u32 index = walk.first + row_group;
+        u32 index = walk.first;
         const u32 last_panel = (walk.end - 1) / walk.row_tiles;
-        Panel panel;
 #pragma unroll 1
-        for (u32 p = walk.first / walk.row_tiles; p <= last_panel; ++p, panel.advance()) {
-            const u32 column = p * kPanelColumns + column_group * Config::kColumns;
+        for (u32 p = walk.first / walk.row_tiles; p <= last_panel; ++p, panel_phase ^= 1) {
+            const u32 column = p * kPanelColumns + group * Config::kColumns;
             const u32 end = min((p + 1) * walk.row_tiles, walk.end);
             bool fresh = true;
 #pragma unroll 1
-            for (; index < end; index += kRowGroups) {
+            for (; index < end; ++index) {
                 const Tile corner{(index - p * walk.row_tiles) * Layout::kTileRows, column};
-                const bool last = index + kRowGroups >= end;
+                const bool last = index + 1 == end;
                 const float* const scales = shared.scales(first_stage / kBlocks);
                 float product[kAhead][kAccumulators];
                 const auto issue = [&](auto j) {
-                    if (fresh) shared.panel_full(panel.slot + j.value).wait(panel.phase);
+                    if (fresh) shared.panel_full(j.value).wait(panel_phase);
                     shared.full(first_stage + j.value).wait(phase);
                     multiply(product[j.value % kAhead], rows_tile + (first_stage + j.value) * (Layout::kRowsBytes / 16),
-                             columns_tile + (panel.slot + j.value) * (Layout::kSlotBytes / 16));
+                             columns_tile + j.value * (Layout::kSlotBytes / 16));
                 };
                 unrolled<kAhead>(issue);
                 if (owes) store();
@@ -192,26 +173,19 @@ struct Fp8Resident {
                 unrolled<kBlocks>([&](auto j) {
                     constexpr u32 kLeft = kBlocks - 1 - j.value;
                     const float* const rows = scales + j.value * Layout::kTileRows + at.row;
-                    const float b = scales[Layout::kScales + column_group * kBlocks + j.value];
+                    const float b = scales[Layout::kScales + group * kBlocks + j.value];
                     const float upper = rows[0] * b, lower = rows[8] * b;
                     wgmma_wait<(kLeft < kAhead - 1 ? kLeft : kAhead - 1)>();
                     wgmma_pin(product[j.value % kAhead]);
                     arrive_warp(shared.empty(first_stage + j.value), lane);
-                    if (last) arrive_warp(shared.panel_empty(panel.slot + j.value), lane);
+                    if (last) arrive_warp(shared.panel_empty(j.value), lane);
                     promote<j.value == 0>(sum[0], product[j.value % kAhead], upper, lower);
                     wgmma_pin(sum[0]);
                     if constexpr (j.value + kAhead < kBlocks) issue(Constant<j.value + kAhead>{});
                 });
                 result = corner, owes = true, fresh = false;
-                first_stage += kBlocks * kRowGroups;
-                if (first_stage >= kStages) first_stage -= kStages, phase ^= 1;
-            }
-            if (fresh) {  // it had no tile here
-#pragma unroll
-                for (u32 j = 0; j < kBlocks; ++j) {
-                    shared.panel_full(panel.slot + j).wait(panel.phase);
-                    arrive_warp(shared.panel_empty(panel.slot + j), lane);
-                }
+                first_stage += kBlocks;
+                if (first_stage == kStages) first_stage = 0, phase ^= 1;
             }
         }
         if (owes) store();
@@ -229,10 +203,10 @@ struct Fp8Resident {
             const u32 lane = threadIdx.x % 32;
             if (lane < kStages) {
                 shared.full(lane).init(1);
-                shared.empty(lane).init(kColumnGroups * 4 * kWarpArrivals);
+                shared.empty(lane).init(kMathWarps * kWarpArrivals);
             }
             if (lane < Layout::kTurns) shared.scales_full(lane).init(32);
-            if (lane < Layout::kSlots) {
+            if (lane < kBlocks) {
                 shared.panel_full(lane).init(1);
                 shared.panel_empty(lane).init(kMathWarps * kWarpArrivals);
             }
@@ -247,14 +221,14 @@ struct Fp8Resident {
         wait_for_predecessor();
         release_successor();
 
-        // As many registers as a thread of two or three warpgroups may have: 3 x 168 = 40 + 2 x 232, 4 x 128 = 32 + 3 x 160.
+        // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232.
         if (warp >= kMathWarps) {
-            if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();
+            if constexpr (kGroups > 1) registers_decrease<40>();
             if (warp == kMathWarps && elect_one()) produce_rows(shared, rows_map, m, n);
             if (warp == kMathWarps + 1 && elect_one()) produce_panels(shared, columns_map, m, n);
             if (warp == kMathWarps + 2) produce_scales(shared, scales_a, scales_b, m, n);
         } else {
-            if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
+            if constexpr (kGroups > 1) registers_increase<232>();
             compute(shared, d_map, c, m, n);
         }
     }

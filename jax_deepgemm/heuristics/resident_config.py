@@ -16,34 +16,23 @@ MAX_STAGES = 32
 class ResidentConfig:
     """`columns` of B, with all of K, stay in shared memory while the CTA walks down M.
 
-    There is a warpgroup for each 128 of them; `row_groups` sets of warpgroups take the tiles of 64 rows in turns.
+    There is a warpgroup for each 128 of them, and tiles have 64 rows.
     """
 
-    columns: int = 2 * SCALE_BLOCK  # of a panel: a multiple of 128
-    row_groups: int = 1
-    panels: int = 1  # in shared memory at once: the next is loaded while one is used
+    columns: int = 2 * SCALE_BLOCK
 
     MAX_K: ClassVar[int] = MAX_BLOCKS * BLOCK_K
 
     def __post_init__(self) -> None:
-        for name in ("columns", "row_groups", "panels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
-        if self.columns % SCALE_BLOCK or self.math_groups > 3:
-            raise ValueError(f"`columns` must be 128, 256 or 384, and by `row_groups` at most 384, got {self}")
-        if self.panels > 2:
-            raise ValueError(f"`panels` must be 1 or 2, got {self.panels}")
-
-    @property
-    def column_groups(self) -> int:
-        return self.columns // SCALE_BLOCK
+        if self.columns not in (SCALE_BLOCK, 2 * SCALE_BLOCK):
+            raise ValueError(f"`columns` must be {SCALE_BLOCK} or {2 * SCALE_BLOCK}, got {self.columns}")
 
     @property
     def math_groups(self) -> int:
-        return self.column_groups * self.row_groups
+        return self.columns // SCALE_BLOCK
 
     def stages(self, out_bytes: int, smem_bytes: int, blocks: int = MAX_BLOCKS) -> int:
-        """Blocks of K of a tile of rows in the ring, if all of K is so many: whole turns of the sets of warpgroups."""
+        """Blocks of K of a tile of rows in the ring, if all of K is so many: whole tiles."""
         return self._layout(out_bytes, smem_bytes, blocks)[0]
 
     def store(self, out_bytes: int, smem_bytes: int, blocks: int = MAX_BLOCKS) -> Store:
@@ -54,27 +43,26 @@ class ResidentConfig:
         return self._total(*self._layout(out_bytes, smem_bytes, blocks), blocks)
 
     def _layout(self, out_bytes: int, smem_bytes: int, blocks: int) -> tuple[int, Store]:
-        """Staging of a whole tile, or else of half of one, if that leaves two turns of the ring; the most stages."""
-        turn, boxes = blocks * self.row_groups, SCALE_BLOCK * out_bytes // 128
+        """Staging of a whole tile, or else of half of one, if that leaves room for two tiles; the most stages."""
+        boxes = SCALE_BLOCK * out_bytes // 128
         found = 0, Store(128, boxes)
         for store in (Store(128, boxes), Store(128, boxes // 2)):
-            stages = next((s for s in self._turns(turn) if self._total(s, store, blocks) <= smem_bytes), 0)
+            stages = next((s for s in self._lengths(blocks) if self._total(s, store, blocks) <= smem_bytes), 0)
             if stages > found[0]:
                 found = stages, store
-            if stages >= 2 * turn:
+            if stages >= 2 * blocks:
                 break
         return found
 
-    def _turns(self, turn: int) -> range:
-        """Lengths of the ring, the longest first."""
-        return range(MAX_STAGES // turn * turn, 0, -turn)
+    def _lengths(self, blocks: int) -> range:
+        """Of the ring, the longest first."""
+        return range(MAX_STAGES // blocks * blocks, 0, -blocks)
 
     def _total(self, stages: int, store: Store, blocks: int) -> int:
-        slots = self.panels * blocks
-        ring = slots * self.columns * BLOCK_K + stages * TILE_ROWS * BLOCK_K
+        tiles = (blocks * self.columns + stages * TILE_ROWS) * BLOCK_K
         staging = self.math_groups * 4 * store.buffers * 16 * store.atom_bytes
-        scales = align(blocks * (TILE_ROWS + self.column_groups) * 4, 16) + 8
-        return ring + staging + stages // blocks * scales + 16 * (stages + slots)
+        scales = align(blocks * (TILE_ROWS + self.math_groups) * 4, 16) + 8
+        return tiles + staging + stages // blocks * scales + 16 * (stages + blocks)
 
 
 def grid_size(config: ResidentConfig, m: int, n: int, num_sms: int) -> int:

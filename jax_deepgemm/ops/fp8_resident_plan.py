@@ -25,7 +25,7 @@ def launch(
         raise ValueError(f"{tile} is for K up to {tile.MAX_K}, got {k}")
     blocks = ceil_div(k, BLOCK_K)
     stages, store = tile.stages(out_bytes, smem_bytes, blocks), tile.store(out_bytes, smem_bytes, blocks)
-    if stages < blocks * tile.row_groups:
+    if stages < blocks:
         raise ValueError(f"{tile} must have room for its tiles in {smem_bytes} bytes of shared memory")
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c else 4
@@ -34,10 +34,7 @@ def launch(
             "sm90_fp8_gemm_1d2d_resident",
             (
                 ("kColumns", SCALE_BLOCK),
-                ("kColumnGroups", tile.column_groups),
-                ("kRowGroups", tile.row_groups),
                 ("kMathGroups", tile.math_groups),
-                ("kPanels", tile.panels),
                 ("kBlocks", blocks),
                 ("kStages", stages),
                 ("kWaves", 1),

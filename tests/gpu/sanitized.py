@@ -44,7 +44,7 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(128, 112, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 48, split_k=3), 3, F32),
     (ResidentConfig(256), 2, BF16),
-    (ResidentConfig(128, row_groups=2), 2, F32),
+    (ResidentConfig(128), 2, F32),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2, BF16),
     (GemmConfig1d1d(128, 64, ahead=2), 2, F32),

@@ -11,18 +11,12 @@ from tests.gpu.problems import all_same, problem, same_bits
 
 pytestmark = pytest.mark.gpu
 
-CONFIGS = (
-    ResidentConfig(256),
-    ResidentConfig(128),
-    ResidentConfig(128, row_groups=2),
-    ResidentConfig(128, row_groups=3),
-    ResidentConfig(128, row_groups=2, panels=2),
-)
+CONFIGS = ResidentConfig(256), ResidentConfig(128)
 SIZES = ((1, 8, 16), (300, 616, 512), (1000, 2112, 400), (64, 264, 128), (77, 1048, 272))
 
 
 def name(config: ResidentConfig) -> str:
-    return f"{config.columns}x{config.row_groups}-{config.panels}"
+    return str(config.columns)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
