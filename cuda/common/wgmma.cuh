@@ -8,10 +8,9 @@ __device__ __forceinline__ u32 wgmma_tile(u32 shared_address) { return 1u << 16 
 
 // Descriptor of that tile, swizzled by 128 bytes: groups of 8 rows are 1024 bytes apart.
 __device__ __forceinline__ u64 wgmma_tile_descriptor(u32 tile) {
-    constexpr u32 kSwizzle128 = 1u << 30, kGroupStride = 1024 >> 4;
-    u64 descriptor;
-    asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(tile), "n"(kSwizzle128 | kGroupStride));
-    return descriptor;
+    constexpr u64 kSwizzle128 = 1ull << 62;
+    constexpr u64 kGroupStride = (1024ull >> 4) << 32;
+    return kSwizzle128 | kGroupStride | tile;
 }
 
 __device__ __forceinline__ u64 wgmma_descriptor(u32 shared_address) {

@@ -32,6 +32,8 @@ from tests.helpers import assert_close
 # Rings of few stages go round often, and leave shared memory to the tool.
 TARGET = dataclasses.replace(H100, smem_bytes=128 * 1024)
 
+SHORT_K = 208  # of which a panel fits
+
 BF16, F32 = jnp.bfloat16, jnp.float32
 
 # (configuration, SMs, type of D; FP32 adds a C): more tiles than CTAs; they end inside tiles everywhere. Few, since the
@@ -77,7 +79,7 @@ def main(*arguments: str) -> None:
         elif isinstance(config, GemmConfig1d1d):
             gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
         else:
-            p = problem(77, 264, 208 if isinstance(config, ResidentConfig) else 400)
+            p = problem(77, 264, SHORT_K if isinstance(config, ResidentConfig) else 400)
         c = p.c(dtype) if dtype == F32 else None
         given = p.a, p.b, c
         with set_target(TARGET), set_num_sms(num_sms):
