@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +114,115 @@ BF16_ODD = tuple(
     for n in (136, 2112)
     for k in ((1, 65, 7001) if layout == "tn" else (8, 200, 7168))
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class KGrouped:
+    """D[g][m,n] for g groups that have k rows together, of FP8 or BF16 operands."""
+
+    kind: str
+    groups: int
+    m: int
+    n: int
+    k: int
+    out_dtype: str = "float32"
+
+    @property
+    def op(self) -> str:
+        return f"k_grouped_{self.kind}_gemm_tn_contiguous"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"groups": self.groups, "m": self.m, "n": self.n, "k": self.k}
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.groups}x{self.m}x{self.n}x{self.k}-{self.out_dtype}"
+
+
+# The `k_grouped` benchmark: groups of about k / groups rows, drawn at random.
+K_GROUPED = tuple(
+    KGrouped(kind, groups, m, n, 32768)
+    for kind in ("fp8", "bf16")
+    for groups, m, n in ((4, 4096, 7168), (8, 7168, 2048), (16, 4096, 7168))
+)
+
+# Sizes that end inside tiles, slabs and boxes, few rows and many groups.
+K_GROUPED_ODD = tuple(
+    KGrouped(kind, groups, m, n, k)
+    for kind in ("fp8", "bf16")
+    for groups, m, n, k in (
+        (1, 8, 8, 1),
+        (4, 192, 3072, 768),
+        (2, 1408, 1408, 384),
+        (5, 136, 264, 333),
+        (256, 512, 1032, 999),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MGrouped:
+    """Groups of about `rows` rows, A[i] @ B[g]^T for B [groups, n, k]: contiguous, or masked in `most` rows each.
+
+    drawn: the rows of each group are random, else `rows`.
+    """
+
+    op: str
+    groups: int
+    rows: int
+    n: int
+    k: int
+    drawn: bool = False
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"groups": self.groups, "rows": self.rows, "n": self.n, "k": self.k, "drawn": int(self.drawn)}
+
+    @property
+    def masked(self) -> bool:
+        return self.op.endswith("masked")
+
+    @property
+    def most(self) -> int:
+        """Rows of a masked group."""
+        return 2048 if self.rows > 256 else 512
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Masked groups within 30 % of the mean, as in DeepGEMM's benchmark; others as experts get them."""
+        draw = random.Random(self.groups * self.rows)
+        if self.masked:
+            return tuple(int(self.rows * draw.uniform(0.7, 1.3)) for _ in range(self.groups))
+        if not self.drawn:
+            return (self.rows,) * self.groups
+        weights = [draw.gammavariate(4, 1) for _ in range(self.groups)]
+        chosen = draw.choices(range(self.groups), weights, k=self.groups * self.rows)
+        counted = collections.Counter(chosen)
+        return tuple(counted[g] for g in range(self.groups))
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.groups}x{self.rows}x{self.n}x{self.k}{'-drawn' * self.drawn}"
+
+
+# The `contiguous` and `masked` benchmarks: experts' projections, as (n, k).
+EXPERTS = ((6144, 7168), (7168, 3072), (4096, 4096), (4096, 2048))
+
+
+def contiguous(kind: str) -> tuple[MGrouped, ...]:
+    op = f"m_grouped_{kind}_gemm_nt_contiguous"
+    even = (MGrouped(op, groups, rows, n, k) for groups, rows in ((4, 8192), (8, 4096)) for n, k in EXPERTS)
+    drawn = (
+        MGrouped(op, groups, rows, 4096, 2048, drawn=True)
+        for groups, rows in ((8, 4096), (32, 4), (32, 20), (32, 60), (256, 4), (256, 20), (256, 60))
+    )
+    return (*even, *drawn)
+
+
+def masked(kind: str) -> tuple[MGrouped, ...]:
+    op = f"m_grouped_{kind}_gemm_nt_masked"
+    sizes = ((32, 192), (6, 1024), (32, 20), (6, 20))
+    return tuple(MGrouped(op, groups, rows, n, k, drawn=True) for groups, rows in sizes for n, k in EXPERTS)
+
+
+CONTIGUOUS, MASKED = contiguous("fp8"), masked("fp8")
+BF16_CONTIGUOUS, BF16_MASKED = contiguous("bf16"), masked("bf16")

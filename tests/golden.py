@@ -83,10 +83,10 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    from tests import golden_1d1d, golden_bf16, golden_fp4
+    from tests import golden_1d1d, golden_bf16, golden_fp4, golden_k_grouped, golden_m_grouped
 
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(text())
-    for module in (golden_1d1d, golden_bf16, golden_fp4):
+    for module in (golden_1d1d, golden_bf16, golden_fp4, golden_k_grouped, golden_m_grouped):
         module.FILE.write_text(module.text())
     print(f"wrote {FILE.parent}")

@@ -71,7 +71,7 @@ struct Fp8Gemm {
         Walk walk(shared, m, n, k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
 #pragma unroll 1  // unrolled it would not fit the producer's registers
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
@@ -92,14 +92,14 @@ struct Fp8Gemm {
 #pragma unroll 1
             for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {
                 const u32 box = i * Layout::kOutBoxesPerStage;
-                const u32 count = Config::kHasC ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
+                const u32 count = Config::kHasC && !Layout::kAddsInL2 ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kRowsBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
-                    tma_load_2d(shared.out_box(pipe.stage, j), c_map, full,
-                                corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
+                    load_result_box(corner, shared.out_box(pipe.stage, j), c_map, full,
+                                    corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
                 }
             }
         }
@@ -113,7 +113,7 @@ struct Fp8Gemm {
         const u32 lane = threadIdx.x % 32;
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
             const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
             typename Scaling::Source source(scales_a, walk.scales_of_b(scales_b, n, k), m0, n0, m, n, k, walk.k_begin,
                                             lane);
@@ -244,7 +244,7 @@ struct Fp8Gemm {
         u32 tile_phase = 0;
         begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             float sum[kWaves][kAccumulators];
 #pragma unroll
@@ -252,51 +252,73 @@ struct Fp8Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            bool landed = false;
+            // The first `waves` of them are of use.
+            const auto multiply_blocks = [&](auto waves) {
+                constexpr u32 kUsed = waves.value;
+                bool landed = false;
 #pragma unroll Config::kUnroll
-            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
-                const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
-                if (!landed) shared.full(pipe.stage).wait(pipe.phase);
+                for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                    const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
+                    if (!landed) shared.full(pipe.stage).wait(pipe.phase);
 #pragma unroll
-                for (u32 w = 0; w < kWaves; ++w) {
-                    const u32 row = (w * kGroups + group) * 64;
-                    const auto wait_scales = [&] {
-                        if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
-                    };
-                    const auto look_ahead = [&] {
-                        if (w != kWaves - 1) return;
-                        Pipeline next = pipe;
-                        next.advance();
-                        landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
-                    };
-                    const auto release_stage = [&] {
-                        if (w == kWaves - 1) release(shared, pipe.stage, lane);
-                    };
-                    if (Walk::kEndsInside && !walk.needs(corner.row + row)) {
-                        const u32 turns = kStageBlocks == 1 || count == kStageBlocks ? 1 : count;
+                    for (u32 w = 0; w < kUsed; ++w) {
+                        const u32 row = (w * kGroups + group) * 64;
+                        const auto wait_scales = [&] {
+                            if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
+                        };
+                        const auto look_ahead = [&] {
+                            if (w != kUsed - 1) return;
+                            Pipeline next = pipe;
+                            next.advance();
+                            landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
+                        };
+                        const auto release_stage = [&] {
+                            if (w == kUsed - 1) release(shared, pipe.stage, lane);
+                        };
+                        if (kStageBlocks == 1 || count == kStageBlocks) {
+                            step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales,
+                                               look_ahead, release_stage);
+                        } else {
 #pragma unroll 1
-                        for (u32 j = 0; j < turns; ++j) wait_turn(group), pass_turn(group);
-                        wait_scales();
-                        look_ahead();
-                        release_stage();
-                    } else if (kStageBlocks == 1 || count == kStageBlocks) {
-                        step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales, look_ahead,
-                                           release_stage);
-                    } else {
+                            for (u32 j = 0; j < count; ++j)
+                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {},
+                                        [] {});
+                            landed = false;
+                            release_stage();
+                        }
+                    }
+                    if constexpr (kUsed < kWaves) {  // keeps in line
+#pragma unroll
+                        for (u32 w = kUsed; w < kWaves; ++w) {
 #pragma unroll 1
-                        for (u32 j = 0; j < count; ++j)
-                            step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {}, [] {});
-                        landed = false;
-                        release_stage();
+                            for (u32 j = count == kStageBlocks ? 1 : count; j > 0; --j)
+                                wait_turn(group), pass_turn(group);
+                        }
+                        if constexpr (kUsed == 0) {
+                            shared.scales_full(pipe.stage).wait(pipe.phase);
+                            release(shared, pipe.stage, lane);
+                        }
                     }
                 }
+            };
+            if constexpr (Walk::kEndsInside) {
+                if (!walk.needs(corner.row + group * 64)) {
+                    multiply_blocks(Constant<0>{});
+                } else if (kWaves == 2 && !walk.needs(corner.row + (kGroups + group) * 64)) {
+                    multiply_blocks(Constant<1>{});
+                } else {
+                    multiply_blocks(Constant<kWaves>{});
+                }
+            } else {
+                multiply_blocks(Constant<kWaves>{});
             }
             if constexpr (Layout::kOutByRing) {
                 output.postpone(pipe);
                 output.finish(shared, sum, d_map, corner, group, warp, lane);
                 output.settle(shared, lane);
             } else if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
+                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                                       walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));

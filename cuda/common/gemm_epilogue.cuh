@@ -104,7 +104,7 @@ struct GemmEpilogue {
                     constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
                     const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
                     const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
-                    if (!rows.whole(row, lane)) {
+                    if (!rows.whole(row)) {
                         rows.template store_box<Config::kStoreAtomBytes>(atom, row, corner.column + kColumn, n, lane);
                     } else if (lane == 0) {
                         tma_store_2d(d_map, atom, corner.column + kColumn, row);

@@ -48,7 +48,13 @@ struct GroupWalk {
         group = entry.group & ~GroupTable::kScattered, end = entry.end;
         const u32 tiles_m = ceil_div(entry.end - entry.start, kTileM);
         const TileOrder<Config::kGroup> order{Config::kSwap ? tiles_n : tiles_m, Config::kSwap ? tiles_m : tiles_n};
-        const Tile tile = order[index - entry.first_tile];
+        Tile tile = order[index - entry.first_tile];
+        if constexpr (!Config::kSwap) {
+            // The lowest tile of a group has fewer rows, and takes less time. From one round of the grid to the next the
+            // rows change places, so that it is not always the same CTA's.
+            const u32 top = tile.row / Config::kGroup * Config::kGroup, within = tile.row - top;
+            tile.row = top + (within + (index - within) / step) % min(tiles_m - top, static_cast<u32>(Config::kGroup));
+        }
         return {tile.row * Config::kRows + (Config::kSwap ? 0 : entry.start),
                 tile.column * Config::kColumns + (Config::kSwap ? entry.start : 0)};
     }

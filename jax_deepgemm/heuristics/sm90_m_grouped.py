@@ -1,8 +1,8 @@
 """Tile configurations of the m-grouped GEMM kernels on Hopper, by the dense kernels' models.
 
 Groups of r rows, each with weights of N rows, cost what a dense product of r rows with all the weights does. How many
-rows each has is known to the device alone, so a candidate is priced for some numbers of rows about the mean: closer to it
-where the caller has said what to expect.
+rows each has is known to the device alone, so a candidate is priced for some numbers of rows about the mean: closer to
+it where the caller has said what to expect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
 UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
-LEAST_RUN_ROWS, MOST_RUN_ROWS = 128, 256  # of groups that runs of blocks beat all else for, whatever the model says
+LARGE_WEIGHTS = 20e6  # elements of a group's, beyond which tiles of 256 rows read them less often
 
 
 @functools.lru_cache(maxsize=4096)
@@ -35,14 +35,31 @@ def ranked(
 ) -> list[GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
     sizes = _about(rows, expected)
-    fitting = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= 3]
+    found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
+    best = _measured(rows, expected, n * k)
+    if best is not None and best.stage_blocks * BLOCK_K <= k and best not in found:
+        found.append(best)
+    fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= 3]
 
     def price(c: GemmConfig) -> float:
-        if c.ahead and LEAST_RUN_ROWS < rows <= MOST_RUN_ROWS:
-            return 0
         return sum(sm90.estimate_us(c, m, _width(c, groups, n), k, out_bytes, num_sms) for m in sizes)
 
-    return sorted(fitting, key=lambda c: (price(c), -c.stage_blocks, -c.columns))
+    return sorted(fitting, key=lambda c: (c != best, price(c), -c.stage_blocks))
+
+
+def _measured(rows: int, expected: bool, weights: int) -> GemmConfig | None:
+    """What was fastest on an H100 for so many rows, where the model does not see it."""
+    if rows > 256:
+        return GemmConfig(256 if weights > LARGE_WEIGHTS else 192, 128)
+    if rows > 128:
+        return GemmConfig(128, 128, ahead=2)
+    if expected and 16 < rows <= 24:
+        return GemmConfig(64, 32, swap=True, stage_blocks=4)
+    if not expected and 48 < rows <= 64:
+        return GemmConfig(128, 128, swap=True)
+    if not expected and 2 < rows <= 6:
+        return GemmConfig(128, 16, swap=True, stage_blocks=2)
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -87,8 +87,8 @@ def m_grouped_bf16_gemm_nt_masked(
     a: bfloat16 [G, Mmax, K].
     b: bfloat16 [G, N, K].
     masked_m: int32 [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
-    expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do not
-        depend on it.
+    expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do
+        not depend on it.
     out_dtype: bfloat16 or float32.
 
     Returns `out_dtype` [G, Mmax, N]. Only the first `masked_m[g]` rows of a group are computed and written; what the

@@ -100,8 +100,8 @@ def m_grouped_fp8_gemm_nt_masked(
     a: data float8_e4m3fn [G, Mmax, K] and scale [G, Mmax, ceil(K / 128)].
     b: data float8_e4m3fn [G, N, K] and scale [G, ceil(N / 128), ceil(K / 128)].
     masked_m: int32 [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
-    expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do not
-        depend on it.
+    expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do
+        not depend on it.
     out_dtype, config: as for `m_grouped_fp8_gemm_nt_contiguous`.
 
     Returns `out_dtype` [G, Mmax, N]. Only the first `masked_m[g]` rows of a group are computed and written; what the

@@ -52,7 +52,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         *template(tile, stages, store, problem.rows, out_bytes, False),
         ("kScaleN", SCALE_BLOCK),
         ("kAhead", tile.ahead),
-        ("kUnroll", sm90.unroll(tile, problem.rows * problem.groups)),
+        ("kUnroll", sm90.unroll(tile, problem.rows)),
         ("Groups", problem.kind),
     )
     a, a_scale, b, b_scale, layout, d = range(6)

@@ -26,7 +26,8 @@ def by_groups(product: Product, group: jax.Array, groups: int, n: int) -> jax.Ar
     product: `(rows, g)` -> float32 [len(rows), N]: those rows, by their numbers, times the weights of group `g`.
     group: int32 [M], in any order.
 
-    The rows of each group are gathered in blocks, the last of which is filled up; so no row is multiplied by all weights.
+    The rows of each group are gathered in blocks, the last of which is filled up, so that no row is multiplied by all
+    weights.
     """
     m = group.shape[0]
     if 0 in (m, groups, n):
