@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, linear, m_grouped, wgrad
+from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, k_grouped, linear, m_grouped, wgrad
 from benchmarks.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -14,4 +14,5 @@ SUITES: dict[str, Suite] = {
     "cast": cast.SUITE,
     "fp8_fp4": fp8_fp4.SUITE,
     **m_grouped.SUITES,
+    "k_grouped": k_grouped.SUITE,
 }

@@ -12,6 +12,7 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d as GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig as Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig as Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig as GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig as ResidentConfig
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nn as bf16_gemm_nn
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nt as bf16_gemm_nt
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_tn as bf16_gemm_tn
@@ -34,6 +35,8 @@ from jax_deepgemm.ops.fp8_gemm import fp8_gemm_tt as fp8_gemm_tt
 from jax_deepgemm.ops.fp8_gemm_skip_head_mid import fp8_gemm_nt_skip_head_mid as fp8_gemm_nt_skip_head_mid
 from jax_deepgemm.ops.fp8_linear import fp8_linear as fp8_linear
 from jax_deepgemm.ops.k_grouped_bf16_gemm import k_grouped_bf16_gemm_tn_contiguous as k_grouped_bf16_gemm_tn_contiguous
+from jax_deepgemm.ops.k_grouped_casting import k_grouped_cast_to_fp8 as k_grouped_cast_to_fp8
+from jax_deepgemm.ops.k_grouped_fp8_gemm import k_grouped_fp8_gemm_tn_contiguous as k_grouped_fp8_gemm_tn_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nn_contiguous as m_grouped_bf16_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_contiguous as m_grouped_bf16_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_masked as m_grouped_bf16_gemm_nt_masked

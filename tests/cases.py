@@ -117,6 +117,50 @@ BF16_ODD = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
+class KGrouped:
+    """D[g][m,n] for g groups that have k rows together, of FP8 or BF16 operands."""
+
+    kind: str
+    groups: int
+    m: int
+    n: int
+    k: int
+    out_dtype: str = "float32"
+
+    @property
+    def op(self) -> str:
+        return f"k_grouped_{self.kind}_gemm_tn_contiguous"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"groups": self.groups, "m": self.m, "n": self.n, "k": self.k}
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.groups}x{self.m}x{self.n}x{self.k}-{self.out_dtype}"
+
+
+# The `k_grouped` benchmark: groups of about k / groups rows, drawn at random.
+K_GROUPED = tuple(
+    KGrouped(kind, groups, m, n, 32768)
+    for kind in ("fp8", "bf16")
+    for groups, m, n in ((4, 4096, 7168), (8, 7168, 2048), (16, 4096, 7168))
+)
+
+# Sizes that end inside tiles, slabs and boxes, few rows and many groups.
+K_GROUPED_ODD = tuple(
+    KGrouped(kind, groups, m, n, k)
+    for kind in ("fp8", "bf16")
+    for groups, m, n, k in (
+        (1, 8, 8, 1),
+        (4, 192, 3072, 768),
+        (2, 1408, 1408, 384),
+        (5, 136, 264, 333),
+        (256, 512, 1032, 999),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class MGrouped:
     """Groups of about `rows` rows, A[i] @ B[g]^T for B [groups, n, k]: contiguous, or masked in `most` rows each.
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers import dequantised
+
 # Sizes of groups, and rows in all. The first are those that DeepGEMM's kernels were reported to get wrong.
 SIZES: dict[str, tuple[tuple[int, ...], int]] = {
     "four": ((256, 128, 128, 256), 768),
@@ -25,7 +27,7 @@ SIZES: dict[str, tuple[tuple[int, ...], int]] = {
     "negative": ((50, -100, 70, -(2**31)), 200),
     "many": ((1,) * 40 + (3,) * 20, 110),
     "no rows": ((0, 5), 0),
-    "no groups": ((), 64),
+    "no groups": ((), 300),
 }
 
 
@@ -56,3 +58,13 @@ def oracle(a: Any, b: Any, ks: Sequence[int], c: Any = None) -> np.ndarray:
     products = [a[start:end].T @ b[start:end] for start, end in bounds(ks, a.shape[0])]
     product = np.array(products).reshape(len(ks), a.shape[1], b.shape[1])
     return product if c is None else product + np.asarray(c).astype(np.float64)
+
+
+def quantised_oracle(a: Any, b: Any, ks: Sequence[int], k: int) -> np.ndarray:
+    """The same of FP8 operands in which each group begins with a block of 128."""
+    a, b = (dequantised(x, (1, 128)) for x in (a, b))
+    found, at = [], 0
+    for start, end in bounds(ks, k):
+        found.append(a[:, at : at + end - start] @ b[:, at : at + end - start].T)
+        at += -(-(end - start) // 128) * 128
+    return np.array(found).reshape(len(ks), a.shape[0], b.shape[0])

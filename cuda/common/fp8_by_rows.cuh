@@ -55,17 +55,23 @@ struct Fp8ByRowsLoop {
         constexpr u32 kAhead = Config::kAhead;
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const typename Gemm::Walk walk(m, n, k);
+        typename Gemm::Walk walk(shared, m, n, k);
         Pipeline pipe;
         RingOutput<Gemm> output;
         float sum[kWaves][kAccumulators];
-        Tile last{};
+        decltype(walk.corner(0)) last{};
+        // Of groups along K, found anew: to keep it takes more registers than there are.
+        constexpr bool kFindAnew = requires { walk.k_shift; };
         if constexpr (kTurns) Gemm::begin_turns(group);
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
+            const auto corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             const auto begin = [&] {
                 if constexpr (kLate) {
+                    if constexpr (kFindAnew) {
+                        if (index != walk.first)
+                            last = typename Gemm::Walk(shared, m, n, k).corner(index - walk.step);
+                    }
                     if (index != walk.first) output.finish(shared, sum, d_map, last, group, warp, lane);
                 }
 #pragma unroll
@@ -105,17 +111,22 @@ struct Fp8ByRowsLoop {
                 for (; left > 0; --left) blocks(Constant<1>{}, nothing, nothing);
             }
             if constexpr (Layout::kOutByRing) {
-                output.postpone(pipe), last = corner;
+                output.postpone(pipe);
+                if constexpr (!kFindAnew) last = corner;
                 if constexpr (!kLate) {
                     output.finish(shared, sum, d_map, corner, group, warp, lane);
                     output.settle(shared, lane);
                 }
             } else {
-                Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+                Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             }
         }
         if constexpr (kLate) {
-            if (walk.first < walk.order.count()) output.finish(shared, sum, d_map, last, group, warp, lane);
+            if constexpr (kFindAnew) {
+                const u32 tiles = walk.count();
+                if (walk.first < tiles) last = walk.corner(tiles - 1 - (tiles - 1 - walk.first) % walk.step);
+            }
+            if (walk.first < walk.count()) output.finish(shared, sum, d_map, last, group, warp, lane);
         }
         if constexpr (kTurns) Gemm::end_turns(group);
         tma_store_wait_read<0>();

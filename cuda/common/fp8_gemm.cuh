@@ -71,7 +71,7 @@ struct Fp8Gemm {
         Walk walk(shared, m, n, k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
 #pragma unroll 1  // unrolled it would not fit the producer's registers
             for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
@@ -92,14 +92,14 @@ struct Fp8Gemm {
 #pragma unroll 1
             for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {
                 const u32 box = i * Layout::kOutBoxesPerStage;
-                const u32 count = Config::kHasC ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
+                const u32 count = Config::kHasC && !Layout::kAddsInL2 ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(count * Layout::kRowsBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
-                    tma_load_2d(shared.out_box(pipe.stage, j), c_map, full,
-                                corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
+                    load_result_box(corner, shared.out_box(pipe.stage, j), c_map, full,
+                                    corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
                 }
             }
         }
@@ -113,7 +113,7 @@ struct Fp8Gemm {
         const u32 lane = threadIdx.x % 32;
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
             const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
             typename Scaling::Source source(scales_a, walk.scales_of_b(scales_b, n, k), m0, n0, m, n, k, walk.k_begin,
                                             lane);
@@ -244,7 +244,7 @@ struct Fp8Gemm {
         u32 tile_phase = 0;
         begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             float sum[kWaves][kAccumulators];
 #pragma unroll
@@ -317,7 +317,8 @@ struct Fp8Gemm {
                 output.finish(shared, sum, d_map, corner, group, warp, lane);
                 output.settle(shared, lane);
             } else if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
+                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                                       walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));

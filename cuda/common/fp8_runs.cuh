@@ -60,7 +60,7 @@ struct Fp8Runs {
         Pipeline pipe;
         Gemm::begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
+            const auto corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
             float sum[1][kAccumulators];
 #pragma unroll
@@ -78,7 +78,8 @@ struct Fp8Runs {
                 for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)
                     Gemm::pass_by(shared, pipe, left >= Config::kAhead ? Config::kAhead : 1, group, lane);
             }
-            Gemm::Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
+            Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp,
+                                         lane, m, n, walk.rows(d));
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);

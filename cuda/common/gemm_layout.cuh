@@ -64,6 +64,9 @@ struct SharedLayout {
     static constexpr u32 kOutBoxColumns = 128 / kOutBytes, kOutBoxes = kColumns / kOutBoxColumns;
     static constexpr u32 kOutBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
     static constexpr u32 kOutStages = kOutByRing ? ceil_div(kOutBoxes, kOutBoxesPerStage) : 0;
+    // In two waves C and D take all stages, and nothing loads meanwhile. Where K is long enough, the L2 cache adds as fast.
+    static constexpr bool kAddsInL2 = requires { Config::kKGrouped; } && kOutByRing && Config::kHasC &&
+                                      Config::kWaves == 2 && kOutBytes == 4;
     static_assert(!kOutByRing || kColumns % kOutBoxColumns == 0, "rows of the result are whole boxes");
     static_assert(kOutStages <= Config::kStages, "the ring holds the result");
 

@@ -105,7 +105,7 @@ struct RingOutput {
                     each_pair<kFirst + j.value>(shared.out_box(pipe.stage, j.value), sum, group, warp, lane, f);
                 });
             };
-            if constexpr (Config::kHasC) each([](const Pair* c, float* v) { c->add_to(v); });
+            if constexpr (Config::kHasC && !Layout::kAddsInL2) each([](const Pair* c, float* v) { c->add_to(v); });
             each([](Pair* d, const float* v) { d->set(v); });
             fence_async_proxy();
             __syncwarp();
@@ -117,7 +117,9 @@ struct RingOutput {
                         const u32 row = (w * kGroups + group) * 64 + warp * 16;
                         const u8* const from = shared.out_box(pipe.stage, j) + row * 128;
                         const u32 column = corner.column + (kFirst + j) * Layout::kOutBoxColumns;
-                        if constexpr (Config::kHasC) {  // a sum that grows is read again much later
+                        if constexpr (Layout::kAddsInL2) {
+                            add_result_box(corner, d_map, from, column, corner.row + row);
+                        } else if constexpr (Config::kHasC) {  // a sum that grows is read again much later
                             store_result_box(corner, d_map, from, column, corner.row + row, l2_evict_first());
                         } else {
                             store_result_box(corner, d_map, from, column, corner.row + row);

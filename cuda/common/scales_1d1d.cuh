@@ -25,6 +25,9 @@ struct Scales1d1d {
     static constexpr u32 kFoursAhead = kStay && kFours > 7 ? 7 : Config::kAhead == 1 || kRoom > kFours ? kFours : kRoom;
     static constexpr bool kReadsLate = !kAllAhead && kFoursAhead < kFours;
 
+    // Of groups along K one without rows has a block beyond K.
+    static constexpr bool kMayHaveNone = requires { Config::kKGrouped; };
+
     static_assert(!Config::kSwap && kColumns % 16 == 0, "scales are read for 16 columns at once");
 
     // This lane's scales are those of rows and of columns `lane`, `lane + 32`, ... of the tile. In memory all of one
@@ -32,10 +35,15 @@ struct Scales1d1d {
     struct Source {
         const float *from_a, *from_b;
         u32 left_a, left_b, m, n, lane, to_b;
+        bool none = false;
 
         __device__ __forceinline__ Source(const float* scales_a, const float* scales_b, u32 m0, u32 n0, u32 m, u32 n,
-                                          u32 /*k*/, u32 k_begin, u32 lane)
+                                          u32 k, u32 k_begin, u32 lane)
             : m(m), n(n), lane(lane) {
+            if constexpr (kMayHaveNone) {
+                none = k_begin * kBlockK >= k;
+                if (none) k_begin = 0;
+            }
             left_a = m0 + lane < m ? min(Layout::kTileM, m - m0 - lane) : 0;
             left_b = n0 + lane < n ? min(Layout::kTileN, n - n0 - lane) : 0;
             from_a = scales_a + static_cast<u64>(k_begin) * m + m0 + lane;
@@ -43,15 +51,24 @@ struct Scales1d1d {
             to_b = Layout::kTileM + lane / 2 % 4 * Operands::kScalesPitch + lane / 8 * 2 + lane % 2;
         }
 
+        // Zeros, if there are none: they will scale zeros.
+        __device__ __forceinline__ void copy(float* to, const float* from) const {
+            if constexpr (kMayHaveNone) {
+                async_copy_4_bytes(to, from, none ? 0 : 4);
+            } else {
+                async_copy_4_bytes(to, from);
+            }
+        }
+
         // Starts the copies of one block of K to `scales`, and goes on to the next.
         __device__ __forceinline__ void copy_next(float* scales) {
 #pragma unroll
             for (u32 at = 0; at < Layout::kTileM; at += 32) {
-                if (at < left_a) async_copy_4_bytes(scales + lane + at, from_a + at);
+                if (at < left_a) copy(scales + lane + at, from_a + at);
             }
 #pragma unroll
             for (u32 at = 0; at < Layout::kTileN; at += 32) {
-                if (at < left_b && at + lane < Layout::kTileN) async_copy_4_bytes(scales + to_b + at / 4, from_b + at);
+                if (at < left_b && at + lane < Layout::kTileN) copy(scales + to_b + at / 4, from_b + at);
             }
             from_a += m, from_b += n;
         }

@@ -116,6 +116,12 @@ __device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
+// The first `bytes` of them, and zeros.
+__device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
+                 : "memory");
+}
+
 // kBytes: 8 or 16. L2 fetches the whole line of 128 bytes.
 template <u32 kBytes>
 __device__ __forceinline__ void async_copy_of_line(void* to, const void* from) {

@@ -46,19 +46,30 @@ struct Sm90CastFp8 {
         u32 rows, columns, smallest;
     };
 
+    // Of x, those that the tile has; beyond the last all is zero.
+    struct Rows {
+        u32 first, end;
+    };
+
     const Problem& problem;
     Shared& shared;
     const u32 row_tile, column_tile, lane, chunk, quad;
+    const Rows rows;
     u32 words[kRows][kWords];
 
     __device__ __forceinline__ Sm90CastFp8(const Problem& problem, Shared& shared, u32 tile)
+        : Sm90CastFp8(problem, shared, tile,
+                      {tile / ceil_div(problem.columns, kTileColumns) * kTileRows, problem.rows}) {}
+
+    __device__ __forceinline__ Sm90CastFp8(const Problem& problem, Shared& shared, u32 tile, Rows rows)
         : problem(problem),
           shared(shared),
           row_tile(tile / ceil_div(problem.columns, kTileColumns)),
           column_tile(tile % ceil_div(problem.columns, kTileColumns)),
           lane(threadIdx.x % 32),
           chunk(lane % 16),
-          quad(threadIdx.x / 16) {}
+          quad(threadIdx.x / 16),
+          rows(rows) {}
 
     // Element j of a thread's columns: accesses of a group of lanes are neighbours.
     static __device__ __forceinline__ u32 column_of(u32 chunk, u32 j) {
@@ -68,7 +79,7 @@ struct Sm90CastFp8 {
     // Where the maximum of a column is: without bank conflicts for the threads that have it as element j.
     static __device__ __forceinline__ u32 slot_of(u32 chunk, u32 j) { return j % 4 * 32 + j / 4 * 16 + chunk; }
 
-    __device__ __forceinline__ u32 row(u32 i) const { return row_tile * kTileRows + quad * 4 + i; }
+    __device__ __forceinline__ u32 row(u32 i) const { return rows.first + quad * 4 + i; }
     __device__ __forceinline__ u32 column(u32 j) const { return column_tile * kTileColumns + column_of(chunk, j); }
 
     __device__ __forceinline__ float value(u32 i, u32 j) const {
@@ -83,7 +94,7 @@ struct Sm90CastFp8 {
             for (u32 w = 0; w < kWords; ++w) words[i][w] = 0;
 #pragma unroll
             for (u32 j = 0; j < kColumns; j += kLoad) {
-                if (row(i) < problem.rows && column(j) < problem.columns)
+                if (row(i) < rows.end && column(j) < problem.columns)
                     read_bytes<kLoad * sizeof(In)>(&words[i][j / Words::kElements], from + column(j),
                                                    j % Words::kElements);
             }

@@ -8,11 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from jax_deepgemm.heuristics import sm90_bf16
-from jax_deepgemm.heuristics.gemm_config import ceil_div
+from jax_deepgemm.heuristics import sm90_1d1d, sm90_bf16
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, ceil_div
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 
 _LEAST_STAGES = 3
+TWO_WAVES_SAVE_US = 2.5  # of a tile's border
+ADDED_BYTES_PER_US = 0.97e6  # by the L2 cache
 
 
 @functools.lru_cache(maxsize=4096)
@@ -27,6 +30,33 @@ def bf16_gemm(
 
     fitting = (c for c in _bf16_candidates(m, n) if c.stages(out_bytes, smem_bytes) >= _LEAST_STAGES)
     return tuple(sorted(fitting, key=price))
+
+
+@functools.lru_cache(maxsize=4096)
+def fp8_gemm(
+    groups: int, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
+) -> tuple[GemmConfig1d1d, ...]:
+    """The same of FP8; k: with the groups padded to whole blocks."""
+
+    def price(c: GemmConfig1d1d) -> float:
+        # Half a block of each group is padding.
+        rows, mean = groups * ceil_div(m, c.rows) * c.rows, max(BLOCK_K, k // groups - BLOCK_K // 2)
+        us = sm90_1d1d.estimate_us(c, rows, n, mean, out_bytes, num_sms)
+        if c.waves == 1:
+            return us
+        # In two waves C does not come through the ring: the L2 cache adds it, at a rate of its own.
+        tiles = rows // c.rows * ceil_div(n, c.columns)
+        return max(us - TWO_WAVES_SAVE_US * ceil_div(tiles, num_sms), groups * m * n * out_bytes / ADDED_BYTES_PER_US)
+
+    fitting = (c for c in _fp8_candidates(m, n, num_sms) if c.stages(out_bytes, smem_bytes) >= _LEAST_STAGES)
+    return tuple(sorted(fitting, key=price))
+
+
+def _fp8_candidates(m: int, n: int, num_sms: int) -> Iterator[GemmConfig1d1d]:
+    """Those of the dense GEMM but runs of 128 columns, which spill: the walk takes registers."""
+    for c in sm90_1d1d.candidates(m, n, BLOCK_K, num_sms):  # a single block, which nobody would split
+        if c.columns < 128 or c.ahead < 2:
+            yield c
 
 
 def _bf16_candidates(m: int, n: int) -> Iterator[KGroupedBf16Config]:

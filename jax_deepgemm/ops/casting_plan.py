@@ -42,18 +42,7 @@ def plan(
     grid = -(-rows // tile_rows) * -(-columns // TILE)
     if grid >= 2**31:
         return None
-    template: tuple[tuple[str, int | bool | str], ...] = (
-        ("In", _INPUTS[np.dtype(x.dtype).name]),
-        ("Scale", "u8" if params["use_ue8m0"] else "float"),
-        ("kTileRows", tile_rows),
-        ("kMinCtas", _resident_ctas(x, straight, turned)),
-        ("kScaleColumns", straight[1] if straight else TILE),
-        ("kBlock", scaled_by_block),
-        ("kStraight", straight is not None),
-        ("kTurned", turned is not None),
-        ("kLoad", _access(columns, 16 // np.dtype(x.dtype).itemsize)),
-        ("kStore", _access(rows, 16) if turned else 1),
-    )
+    template = cast_template(np.dtype(x.dtype), (rows, columns), straight, turned, params["use_ue8m0"])
     # What is not asked for is not written: any pointer does.
     results = [1, 2, 1, 2] if straight is None or turned is None else [1, 2, 3, 4]
     return Launch(
@@ -71,12 +60,32 @@ def plan(
     )
 
 
-def _resident_ctas(x: Shaped, straight: Block | None, turned: Block | None) -> int:
+def cast_template(
+    dtype: np.dtype, shape: tuple[int, int], straight: Block | None, turned: Block | None, use_ue8m0: bool
+) -> tuple[tuple[str, int | bool | str], ...]:
+    """The template arguments, for `x` of `dtype` whose casts have as many rows and columns as `shape`."""
+    rows, columns = shape
+    scaled_by_block = (TILE, TILE) in (straight, turned)
+    return (
+        ("In", _INPUTS[dtype.name]),
+        ("Scale", "u8" if use_ue8m0 else "float"),
+        ("kTileRows", TILE if scaled_by_block or turned else _ROWS),
+        ("kMinCtas", _resident_ctas(dtype, straight, turned)),
+        ("kScaleColumns", straight[1] if straight else TILE),
+        ("kBlock", scaled_by_block),
+        ("kStraight", straight is not None),
+        ("kTurned", turned is not None),
+        ("kLoad", _access(columns, 16 // dtype.itemsize)),
+        ("kStore", _access(rows, 16) if turned else 1),
+    )
+
+
+def _resident_ctas(dtype: np.dtype, straight: Block | None, turned: Block | None) -> int:
     """CTAs that an SM is to hold at once, for which the compiler limits registers: what hides most of the latency
     without a spill."""
     if turned is None and straight != (TILE, TILE):
         return 1  # of 128 threads: many, whatever the registers
-    wide = np.dtype(x.dtype).itemsize == 4
+    wide = dtype.itemsize == 4
     if straight is None and turned == (TILE, 1):
         return 2 if wide else 4
     return 1 if wide and straight == (1, TILE) else 2

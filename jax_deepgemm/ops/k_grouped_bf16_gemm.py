@@ -86,8 +86,8 @@ def _reference(
     a: jax.Array, b: jax.Array, ks: jax.Array, *c: jax.Array, out_dtype: jnp.dtype, config: KGroupedBf16Config | None
 ) -> list[jax.Array]:
     def product(mine: jax.Array) -> jax.Array:
-        ours = (jnp.where(mine[:, None], x, 0) for x in (a, b))  # both: of the others' NaN, zeros make NaN
-        return jax.lax.dot_general(*ours, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        left, right = (jnp.where(mine[:, None], x, 0) for x in (a, b))  # both: NaN times zero is NaN
+        return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
     rows = k_groups.rows_of_groups(*k_groups.bounds(ks, a.shape[0]), a.shape[0])
     return [rounded(jax.lax.map(product, rows), c, out_dtype)]

@@ -1,4 +1,4 @@
-"""The launches of the k-grouped GEMMs: `cuda/kernels/sm90_k_grouped_bf16_gemm.cuh`."""
+"""The launches of the k-grouped GEMMs: `cuda/kernels/sm90_k_grouped_{bf16_gemm,fp8_gemm_1d1d}.cuh`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_deepgemm.heuristics import sm90_k_grouped
-from jax_deepgemm.heuristics.bf16_config import BLOCK_K, SLAB
-from jax_deepgemm.heuristics.gemm_config import GemmConfig, ceil_div
+from jax_deepgemm.heuristics import bf16_config, sm90_k_grouped
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
 from jax_deepgemm.heuristics.k_grouped_config import MOST_GROUPS, KGroupedBf16Config, table_bytes
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, template
@@ -88,7 +88,9 @@ def bf16_launch(
     d = 4 if has_c else 3
 
     def operand(buffer: int, size: int) -> TensorMap:
-        return TensorMap(buffer, "bfloat16", (size, k), (2 * size,), (SLAB, BLOCK_K), swizzle=128)
+        return TensorMap(
+            buffer, "bfloat16", (size, k), (2 * size,), (bf16_config.SLAB, bf16_config.BLOCK_K), swizzle=128
+        )
 
     return Launch(
         kernel=Kernel("sm90_k_grouped_bf16_gemm", replaced(arguments, kReadBOnce=False)),
@@ -100,6 +102,81 @@ def bf16_launch(
             operand(a, m),
             operand(b, n),
             results_map(d, groups, m, n, out_bytes, (store.atom_bytes // out_bytes, 16), store.atom_bytes),
+            Pointer(ks),
+            Pointer(c if has_c else d),
+            Pointer(d),
+            *(Scalar(size, "uint32") for size in (groups, m, n, k)),
+        ),
+    )
+
+
+def fp8_plan(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Launch | None:
+    """The launch for operands (a, a_scale, b, b_scale, ks[, c]), or None where no kernel takes the problem."""
+    problem = fp8_problem(avals, out_avals, target, config)
+    if problem is None:
+        return None
+    chosen = params.get("config") or sm90_k_grouped.fp8_gemm(*problem)[0]
+    return fp8_launch(chosen, *problem, has_c=len(avals) > 5, pdl=config.pdl)
+
+
+def fp8_ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> list[GemmConfig1d1d]:
+    """As `bf16_ranked`."""
+    problem = fp8_problem(avals, out_avals, target, config)
+    return [] if problem is None else list(sm90_k_grouped.fp8_gemm(*problem))
+
+
+def fp8_problem(avals: Sequence[Shaped], out_avals: Sequence[Shaped], target: Target, config: Config) -> Problem | None:
+    (m, k), n = avals[0].shape, avals[2].shape[0]
+    return problem_of(m, n, k, out_avals[0], target, config)
+
+
+def fp8_launch(
+    tile: GemmConfig1d1d,
+    groups: int,
+    m: int,
+    n: int,
+    k: int,
+    out_bytes: int,
+    num_sms: int,
+    smem_bytes: int,
+    *,
+    has_c: bool = False,
+    pdl: bool = False,
+) -> Launch:
+    """As `bf16_launch`."""
+    stages, store = stages_of(tile, out_bytes, smem_bytes), tile.store(out_bytes, smem_bytes)
+    arguments = (
+        *template(tile, stages, store, m, out_bytes, has_c),
+        ("kKGrouped", True),
+        ("kScaleN", 1),
+        ("kAhead", tile.ahead),
+        ("kUnroll", 1),
+    )
+    a, a_scale, b, b_scale, ks, c = range(6)
+    d = 6 if has_c else 5
+
+    def operand(buffer: int, size: int, box: int) -> TensorMap:
+        return TensorMap(buffer, "float8_e4m3fn", (k, size), (k,), (BLOCK_K, box), swizzle=128)
+
+    d_map = results_map(d, groups, m, n, out_bytes, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
+    c_map = results_map(c, groups, m, n, out_bytes, (128 // out_bytes, tile.rows), 128) if has_c else d_map
+    return Launch(
+        kernel=Kernel("sm90_k_grouped_fp8_gemm_1d1d", replaced(arguments, kReadBOnce=False)),
+        grid=(grid_size(tile, groups, m, n, num_sms), 1, 1),
+        block=(tile.math_groups * 128 + 128, 1, 1),
+        shared_memory=tile.shared_memory(out_bytes, smem_bytes) + table_bytes(groups),
+        pdl=pdl,
+        arguments=(
+            operand(a, m, tile.rows),
+            operand(b, n, tile.columns),
+            c_map,
+            d_map,
+            Pointer(a_scale),
+            Pointer(b_scale),
             Pointer(ks),
             Pointer(c if has_c else d),
             Pointer(d),

@@ -29,7 +29,7 @@ def bounds(ks: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 def padded_extent(k: int, groups: int) -> int:
     """The most of K that `groups` groups take which together have k, each padded to whole blocks."""
-    return (k + (BLOCK - 1) * min(groups, k)) // BLOCK * BLOCK
+    return (k + (BLOCK - 1) * min(groups, k)) // BLOCK * BLOCK if groups else 0
 
 
 def padded_bounds(ks: jax.Array, extent: int) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,192 @@
+"""The k-grouped GEMMs and their cast on a GPU: any sizes, neighbours, repeats, graphs. Results are written over NaN."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_deepgemm import (
+    GemmConfig1d1d,
+    k_grouped_bf16_gemm_tn_contiguous,
+    k_grouped_cast_to_fp8,
+    k_grouped_fp8_gemm_tn_contiguous,
+    set_num_sms,
+)
+from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
+from tests.gpu.casts import same_apart_from_nan, values
+from tests.gpu.configurations import name
+from tests.gpu.native import native
+from tests.gpu.problems import all_same
+from tests.helpers import assert_close
+from tests.k_grouped import SIZES, bounds, matrices, oracle, quantised_oracle, sizes
+
+pytestmark = pytest.mark.gpu
+
+F32, BF16 = jnp.float32, jnp.bfloat16
+KINDS = pytest.mark.parametrize("kind", ["fp8", "bf16"])
+EVERY = pytest.mark.parametrize("ks, k", [(s, k) for s, k in SIZES.values() if k and s], ids=str)
+CONFIGURATIONS = (
+    KGroupedBf16Config(64, 64),
+    KGroupedBf16Config(64, 256, eager=True),
+    KGroupedBf16Config(128, 256),
+    KGroupedBf16Config(192, 192),
+    KGroupedBf16Config(192, 64, group=1),
+    GemmConfig1d1d(64, 64, ahead=2),
+    GemmConfig1d1d(64, 160, ahead=1),
+    GemmConfig1d1d(128, 96, ahead=2),
+    GemmConfig1d1d(128, 128, ahead=1),
+    GemmConfig1d1d(128, 192),
+    GemmConfig1d1d(256, 128, ahead=1),
+)
+# What was wrong in other kernels: a descriptor rewritten while it was in use, clusters over two groups.
+REPORTED = [(256, 128, 128, 256), (128, 256), (384, 256)]
+
+
+def given(kind: str, m: int, n: int, ks: Any, k: int) -> tuple[list[Any], np.ndarray]:
+    """Operands of the GEMM, and its float64 oracle."""
+    a, b = matrices(m, n, k)
+    if kind == "bf16":
+        return [a, b], oracle(a, b, ks)
+    pairs = [jax.device_get(k_grouped_cast_to_fp8(x, sizes(ks))) for x in (a, b)]
+    return [jax.device_put(p) for p in pairs], quantised_oracle(*pairs, ks, k)
+
+
+def gemm(kind: str) -> Any:
+    return k_grouped_bf16_gemm_tn_contiguous if kind == "bf16" else k_grouped_fp8_gemm_tn_contiguous
+
+
+def kind_of(config: Any) -> str:
+    return "bf16" if isinstance(config, KGroupedBf16Config) else "fp8"
+
+
+def check(d: jax.Array, wanted: np.ndarray) -> None:
+    for mine, right in zip(d, wanted, strict=True):
+        if right.any():
+            assert_close(mine, right)
+        else:
+            assert not jnp.any(mine)
+
+
+@KINDS
+@EVERY
+def test_sizes(kind, ks, k):
+    operands, wanted = given(kind, 136, 264, ks, k)
+    c = jax.random.normal(jax.random.key(1), wanted.shape)
+
+    def four_ways(a, b, ks, c, narrow):
+        run = gemm(kind)
+        return run(a, b, ks), run(a, b, ks, out_dtype=BF16), run(a, b, ks, c), run(a, b, ks, narrow, out_dtype=BF16)
+
+    args = *operands, sizes(ks), c, c.astype(BF16)
+    plain, narrow, added, narrow_added = native(four_ways, *args, calls=4)(*args)
+    check(plain, wanted)
+    check(narrow, wanted)
+    check(added, wanted + np.asarray(c, np.float64))
+    check(narrow_added, wanted + np.asarray(c.astype(BF16), np.float64))
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS, ids=name)
+def test_configuration(config):
+    """With an SM for every tile; and with so few that each CTA walks many groups."""
+    kind, ks = kind_of(config), (77, 0, 300, 5, 128)
+    operands, wanted = given(kind, 296, 616, ks, 600)
+    run = functools.partial(gemm(kind), config=config)
+
+    def both(a, b, ks):
+        with set_num_sms(3):
+            few = run(a, b, ks)
+        return run(a, b, ks), few
+
+    args = *operands, sizes(ks)
+    for d in native(both, *args, calls=2)(*args):
+        check(d, wanted)
+
+
+@KINDS
+@pytest.mark.parametrize("ks", [(77, 300, 5), (16, 128, 1, 63, 65), (3, 2, 1, 5)], ids=str)
+def test_neighbours_stay_out(kind, ks):
+    """NaN in one group, and in the rows of none, reaches no other."""
+    k = sum(ks) + 50
+    _, wanted = given(kind, 136, 264, ks, k)
+    for poisoned in range(len(ks)):
+        a, b = (np.array(x) for x in matrices(136, 264, k))
+        start, end = bounds(ks, k)[poisoned]
+        for x in (a, b):
+            x[start:end] = x[sum(ks) :] = np.nan
+        operands = [jnp.asarray(x) for x in (a, b)]
+        if kind == "fp8":
+            operands = [k_grouped_cast_to_fp8(x, sizes(ks)) for x in operands]
+        d = native(gemm(kind), *operands, sizes(ks))(*operands, sizes(ks))
+        assert np.isnan(np.asarray(d[poisoned])).all()
+        check(jnp.delete(d, poisoned, 0), np.delete(wanted, poisoned, 0))
+
+
+@KINDS
+@pytest.mark.parametrize("m, n", [(192, 3072), (1408, 1408)])
+@pytest.mark.parametrize("ks", REPORTED, ids=str)
+def test_the_same_bits_every_time(kind, m, n, ks):
+    operands, wanted = given(kind, m, n, ks, sum(ks))
+    run = native(gemm(kind), *operands, sizes(ks))
+    first = run(*operands, sizes(ks))
+    check(first, wanted)
+    for _ in range(20):
+        assert all_same([first, *run.many(100, *operands, sizes(ks))])
+
+
+@KINDS
+def test_256_groups_of_one_row(kind):
+    ks = (1,) * 256
+    operands, wanted = given(kind, 264, 520, ks, 256)
+    d = native(gemm(kind), *operands, sizes(ks))(*operands, sizes(ks))
+    check(d, wanted)
+
+
+@KINDS
+def test_a_result_of_more_than_2_31_elements(kind):
+    ks = (3, 40, 0, 7) * 10
+    operands, _ = given(kind, 8, 8, ks, 500)
+    repeats = (1, 1000) if kind == "bf16" else (1000, 1)
+    a, b = jax.tree.map(lambda x: jnp.tile(x, repeats), operands)
+    d = jax.jit(gemm(kind))(a, b, sizes(ks))  # NaN for all of it would come from the host
+    small = gemm(kind)(*operands, sizes(ks))
+    assert d.size > 2**31
+    for part in (d[:, :8, :8], d[:, -8:, -8:], d[:, 4000:4008, :8]):
+        np.testing.assert_allclose(part, small, rtol=1e-5, atol=1e-5)
+
+
+@KINDS
+def test_sizes_change_between_replays(kind):
+    """One program, a command buffer of five launches or more, for whatever sizes."""
+    a, b = matrices(136, 264, 500)
+
+    def five(a, b, ks):
+        operands = (a, b) if kind == "bf16" else tuple(k_grouped_cast_to_fp8(x, ks) for x in (a, b))
+        d = gemm(kind)(*operands, ks)
+        for _ in range(4):
+            d = gemm(kind)(*operands, ks, d)
+        return d
+
+    run = jax.jit(five)
+    for ks in ((100, 200, 100, 100), (0, 500, 0, 0), (1, 2, 3, 4), (130, 0, 370, 9), (-4, 2**31 - 1, 7, 8)) * 2:
+        wanted = 5 * oracle(a, b, ks)
+        for mine, right in zip(np.asarray(run(a, b, sizes(ks))), wanted, strict=True):
+            error = np.linalg.norm(mine - right) / max(np.linalg.norm(right), 1)
+            assert error < (1e-5 if kind == "bf16" else 0.05)
+
+
+@pytest.mark.parametrize("dtype", [BF16, jnp.float16, F32])
+@pytest.mark.parametrize("use_ue8m0", [False, True])
+@EVERY
+def test_the_cast_has_the_bits_of_the_reference(ks, k, use_ue8m0, dtype):
+    for columns in (264, 77):
+        x = jnp.asarray(values((max(k, 8), columns), dtype))
+        cast = functools.partial(k_grouped_cast_to_fp8, use_ue8m0=use_ue8m0)
+        got = native(cast, x, sizes(ks))(x, sizes(ks))
+        wanted = jax.jit(cast)(*jax.device_put((x, sizes(ks)), jax.devices("cpu")[0]))
+        for mine, right in zip(got, wanted, strict=True):
+            assert same_apart_from_nan(mine, right)
