@@ -43,6 +43,11 @@ from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_masked a
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nn_contiguous as m_grouped_fp8_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
+from jax_deepgemm.ops.moe_mlp import moe_mlp as moe_mlp
+from jax_deepgemm.ops.moe_permute import MoePermutation as MoePermutation
+from jax_deepgemm.ops.moe_permute import moe_permute as moe_permute
+from jax_deepgemm.ops.moe_permute import moe_unpermute as moe_unpermute
+from jax_deepgemm.ops.ragged_dot import ragged_dot as ragged_dot
 from jax_deepgemm.target import H100 as H100
 from jax_deepgemm.target import Target as Target
 from jax_deepgemm.tuning import Tuning as Tuning
