@@ -71,7 +71,8 @@ def operands(case: MGrouped) -> Operands:
         scales = jax.random.uniform(of_scales, (blocks, *lead), minval=0.5, maxval=2)  # rows fastest
         return (a, scales), (b, jnp.full((groups, -(-n // 128), blocks), k**-0.5))
 
-    return Operands(*make(jax.random.key(groups * n + k)), case)
+    a, b = make(jax.random.key(groups * n + k))
+    return Operands(a, b, case)
 
 
 def starts(case: MGrouped, alignment: int = 1) -> np.ndarray:
@@ -149,7 +150,7 @@ def deep_gemm(given: Operands) -> peers.Prepared:
     prepared = peers.torch_prepared(launch)
 
     def result() -> Any:
-        d = prepared.call()
+        d: Any = prepared.call()
         return jax.dlpack.from_dlpack((d if rows is None else d[rows]).float())
 
     return peers.Prepared(prepared.call, result)

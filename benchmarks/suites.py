@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, k_grouped, linear, m_grouped, wgrad
+from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, k_grouped, linear, m_grouped, moe_mlp, ragged_dot, wgrad
 from benchmarks.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -13,6 +13,8 @@ SUITES: dict[str, Suite] = {
     "bf16": bf16.SUITE,
     "cast": cast.SUITE,
     "fp8_fp4": fp8_fp4.SUITE,
+    "ragged_dot": ragged_dot.SUITE,
+    "moe_mlp": moe_mlp.SUITE,
     **m_grouped.SUITES,
     "k_grouped": k_grouped.SUITE,
 }

@@ -12,6 +12,7 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d as GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig as Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig as Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig as GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig as ResidentConfig
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nn as bf16_gemm_nn
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nt as bf16_gemm_nt
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_tn as bf16_gemm_tn
@@ -42,6 +43,11 @@ from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_masked a
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nn_contiguous as m_grouped_fp8_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
+from jax_deepgemm.ops.moe_mlp import moe_mlp as moe_mlp
+from jax_deepgemm.ops.moe_permute import MoePermutation as MoePermutation
+from jax_deepgemm.ops.moe_permute import moe_permute as moe_permute
+from jax_deepgemm.ops.moe_permute import moe_unpermute as moe_unpermute
+from jax_deepgemm.ops.ragged_dot import ragged_dot as ragged_dot
 from jax_deepgemm.target import H100 as H100
 from jax_deepgemm.target import Target as Target
 from jax_deepgemm.tuning import Tuning as Tuning

@@ -117,47 +117,55 @@ BF16_ODD = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class KGrouped:
-    """D[g][m,n] for g groups that have k rows together, of FP8 or BF16 operands."""
+class RaggedDot:
+    """lhs[m,k] by rhs[groups,k,n], in BF16 or, with operands quantised inside, in FP8."""
 
-    kind: str
     groups: int
     m: int
     n: int
     k: int
-    out_dtype: str = "float32"
+    fp8: bool = False
 
     @property
     def op(self) -> str:
-        return f"k_grouped_{self.kind}_gemm_tn_contiguous"
+        return "ragged_dot in FP8" if self.fp8 else "ragged_dot"
 
     @property
     def sizes(self) -> dict[str, int]:
         return {"groups": self.groups, "m": self.m, "n": self.n, "k": self.k}
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.groups}x{self.m}x{self.n}x{self.k}-{self.out_dtype}"
+        return f"{self.groups}x{self.m}x{self.n}x{self.k}-{'fp8' if self.fp8 else 'bf16'}"
 
 
-# The `k_grouped` benchmark: groups of about k / groups rows, drawn at random.
-K_GROUPED = tuple(
-    KGrouped(kind, groups, m, n, 32768)
-    for kind in ("fp8", "bf16")
-    for groups, m, n in ((4, 4096, 7168), (8, 7168, 2048), (16, 4096, 7168))
+# The `ragged_dot` benchmark.
+RAGGED_DOTS = tuple(
+    RaggedDot(groups, m, n, k, fp8)
+    for groups, m, n, k in ((4, 32768, 6144, 7168), (8, 32768, 4096, 4096), (32, 6144, 4096, 4096))
+    for fp8 in (False, True)
 )
 
-# Sizes that end inside tiles, slabs and boxes, few rows and many groups.
-K_GROUPED_ODD = tuple(
-    KGrouped(kind, groups, m, n, k)
-    for kind in ("fp8", "bf16")
-    for groups, m, n, k in (
-        (1, 8, 8, 1),
-        (4, 192, 3072, 768),
-        (2, 1408, 1408, 384),
-        (5, 136, 264, 333),
-        (256, 512, 1032, 999),
-    )
-)
+
+@dataclasses.dataclass(frozen=True)
+class MoeMlp:
+    """m tokens through top_k of as many gated MLPs of width n as there are groups, and back to width k."""
+
+    m: int
+    n: int
+    k: int
+    groups: int
+    top_k: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}-{self.top_k}of{self.groups}"
+
+
+# The `moe_mlp` benchmark: the widths of DeepSeek-V3.
+MOE_MLPS = tuple(MoeMlp(m, 2048, 7168, 32, 8) for m in (4096, 128))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,3 +234,47 @@ def masked(kind: str) -> tuple[MGrouped, ...]:
 
 CONTIGUOUS, MASKED = contiguous("fp8"), masked("fp8")
 BF16_CONTIGUOUS, BF16_MASKED = contiguous("bf16"), masked("bf16")
+
+
+@dataclasses.dataclass(frozen=True)
+class KGrouped:
+    """D[g][m,n] for g groups that have k rows together, of FP8 or BF16 operands."""
+
+    kind: str
+    groups: int
+    m: int
+    n: int
+    k: int
+    out_dtype: str = "float32"
+
+    @property
+    def op(self) -> str:
+        return f"k_grouped_{self.kind}_gemm_tn_contiguous"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"groups": self.groups, "m": self.m, "n": self.n, "k": self.k}
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.groups}x{self.m}x{self.n}x{self.k}-{self.out_dtype}"
+
+
+# The `k_grouped` benchmark: groups of about k / groups rows, drawn at random.
+K_GROUPED = tuple(
+    KGrouped(kind, groups, m, n, 32768)
+    for kind in ("fp8", "bf16")
+    for groups, m, n in ((4, 4096, 7168), (8, 7168, 2048), (16, 4096, 7168))
+)
+
+# Sizes that end inside tiles, slabs and boxes, few rows and many groups.
+K_GROUPED_ODD = tuple(
+    KGrouped(kind, groups, m, n, k)
+    for kind in ("fp8", "bf16")
+    for groups, m, n, k in (
+        (1, 8, 8, 1),
+        (4, 192, 3072, 768),
+        (2, 1408, 1408, 384),
+        (5, 136, 264, 333),
+        (256, 512, 1032, 999),
+    )
+)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from jax_deepgemm.config import Config
-from jax_deepgemm.heuristics import sm90
+from jax_deepgemm.heuristics import sm90_resident
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.launch import Kernel, Launch
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, plan
 from jax_deepgemm.target import H100, Target
@@ -51,12 +52,12 @@ def launch(
     return plan(operands + [d] * has_c, [d], {"recipe": recipe}, target, config or Config())
 
 
-def chosen(case: Gemm) -> GemmConfig:
+def chosen(case: Gemm) -> GemmConfig | ResidentConfig:
     itemsize = np.dtype(case.out_dtype).itemsize
-    return sm90.fp8_gemm(case.m, case.n, case.k, itemsize, H100.num_sms, H100.smem_bytes)
+    return sm90_resident.fp8_gemm(case.m, case.n, case.k, itemsize, H100.num_sms, H100.smem_bytes)
 
 
-def said(config: GemmConfig, planned: Launch | None) -> dict[str, Any]:
+def said(config: Any, planned: Launch | None) -> dict[str, Any]:
     """The fields of the configuration that are not their defaults, and what the launch makes of it."""
     assert planned is not None
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}

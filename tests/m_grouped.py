@@ -35,12 +35,12 @@ def operands(m: int, n: int, k: int, groups: int) -> tuple[Quantized, Quantized]
     return a, stack([distinct[g % MOST_DISTINCT] for g in range(groups)])
 
 
-def index_of(sizes: Sequence[int], rest: int) -> np.ndarray:
+def index_of(sizes: Any, rest: Any) -> np.ndarray:
     """The index form of a layout."""
     return np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.full(rest, -1)]).astype(np.int32)
 
 
-def psum_of(sizes: Sequence[int]) -> np.ndarray:
+def psum_of(sizes: Any) -> np.ndarray:
     return np.cumsum(sizes, dtype=np.int32)
 
 
@@ -54,7 +54,7 @@ def dequantised(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.stack([helpers.dequantised((b[0][g], b[1][g]), (128, 128)) for g in range(len(b[0]))])
 
 
-def oracle(a: np.ndarray, b: np.ndarray, index: Sequence[int]) -> np.ndarray:
+def oracle(a: np.ndarray, b: np.ndarray, index: Any) -> np.ndarray:
     """float64 [M, N] of A [M, K] and B [G, N, K]; zeros for rows of no group."""
     result = np.zeros((len(a), b.shape[1]))
     for g in range(len(b)):
@@ -63,7 +63,7 @@ def oracle(a: np.ndarray, b: np.ndarray, index: Sequence[int]) -> np.ndarray:
     return result
 
 
-def masked_oracle(a: np.ndarray, b: np.ndarray, masked_m: Sequence[int]) -> np.ndarray:
+def masked_oracle(a: np.ndarray, b: np.ndarray, masked_m: Any) -> np.ndarray:
     """float64 [G, Mmax, N], zeros where it is undefined."""
     inside = np.arange(a.shape[1]) < np.asarray(masked_m)[:, None]
     return np.where(inside[:, :, None], np.einsum("gmk,gnk->gmn", a, b), 0)

@@ -25,6 +25,8 @@ from benchmarks import (
     jit,
     k_grouped,
     linear,
+    moe_mlp,
+    ragged_dot,
     render,
     results,
     roofline,
@@ -34,7 +36,7 @@ from benchmarks import (
 )
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
-from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm, KGrouped
+from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm, KGrouped, MoeMlp, RaggedDot
 from tests.deviceless import LAUNCH, moves, sharding
 
 XSPACE = """
@@ -325,6 +327,27 @@ def test_guards_of_the_backward_suites(module, case):
         assert check(result) is None
         result[-result.shape[0] // 8 :] = 0
         assert check(result) is not None
+
+
+@pytest.mark.parametrize(
+    "module, case",
+    [
+        (ragged_dot, RaggedDot(4, 256, 136, 256)),
+        (ragged_dot, RaggedDot(4, 256, 136, 256, fp8=True)),
+        (moe_mlp, MoeMlp(32, 128, 256, 4, 2)),
+    ],
+    ids=str,
+)
+def test_guards_of_the_grouped_suites(module, case):
+    operands = module.operands(case)
+    check = module.checker(case, operands)
+    for prepare in (module.SUITE.ours, *(peer.prepare for peer in module.SUITE.peers)):
+        prepared = prepare(operands)
+        prepared.call()
+    result = np.array(module.SUITE.ours(operands).result())
+    assert check(result) is None
+    result[-result.shape[0] // 8 :] = 0
+    assert check(result) is not None
 
 
 def test_a_layer_may_launch_several_kernels(card, capsys):

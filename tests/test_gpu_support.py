@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
+from jax_deepgemm.ops import fp8_resident_plan
 from jax_deepgemm.ops.fp8_gemm_plan import launch
 from jax_deepgemm.target import H100
 from tests.gpu import configurations, sanitized
@@ -38,6 +40,9 @@ def test_configurations_make_launches(out_bytes):
         assert config.stages(out_bytes, H100.smem_bytes) >= 2, config
         launch(config, M, N, K, out_bytes, H100.num_sms, H100.smem_bytes)
     for config, num_sms, _ in sanitized.CASES:
+        if isinstance(config, ResidentConfig):
+            fp8_resident_plan.launch(config, M, N, sanitized.SHORT_K, out_bytes, num_sms, sanitized.TARGET.smem_bytes)
+            continue
         assert config.stages(out_bytes, sanitized.TARGET.smem_bytes) >= 2, config
         if not isinstance(config, Bf16GemmConfig):
             launch(config, M, N, K, out_bytes, num_sms, sanitized.TARGET.smem_bytes)

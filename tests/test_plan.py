@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +37,9 @@ EXTREMES = (
 )
 
 
+CLUSTER = ("kSplitK", "kClusterRows", "kClusterColumns")
+
+
 def random_cases(count: int) -> Iterator[Gemm]:
     """Sizes whose magnitudes are spread evenly."""
     draw = random.Random(0)
@@ -52,7 +56,7 @@ def check(case: Gemm, launch: Launch, num_sms: int) -> None:
     assert template["kStages"] >= 2, case
     assert launch.block[0] == (template["kMathGroups"] + 1) * 128, case
     assert launch.grid[0] <= max(num_sms, launch.cluster[0]) and launch.grid[1:] == (1, 1), case
-    assert launch.cluster[0] == template["kSplitK"] * template["kClusterRows"] * template["kClusterColumns"], case
+    assert launch.cluster[0] == math.prod(template.get(key, 1) for key in CLUSTER), case
     used = [a.buffer for a in launch.arguments if isinstance(a, (Pointer, TensorMap))]
     assert set(used) == set(range(5 + template["kHasC"])), case
 

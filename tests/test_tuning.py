@@ -119,10 +119,18 @@ def test_bf16(layout, measuring):
 @pytest.mark.parametrize(
     "bad, error, message",
     [
-        ((64, 48), TypeError, "`config` must be a GemmConfig or None, got tuple"),
-        (Bf16GemmConfig(64, 48), TypeError, "`config` must be a GemmConfig or None, got Bf16GemmConfig"),
+        ((64, 48), TypeError, "`config` must be a GemmConfig or ResidentConfig or None, got tuple"),
+        (
+            Bf16GemmConfig(64, 48),
+            TypeError,
+            "`config` must be a GemmConfig or ResidentConfig or None, got Bf16GemmConfig",
+        ),
         (GemmConfig(128, 192, stage_blocks=1), None, ""),
-        (GemmConfig1d1d(64, 48), TypeError, "`config` must be a GemmConfig or None, got GemmConfig1d1d"),
+        (
+            GemmConfig1d1d(64, 48),
+            TypeError,
+            "`config` must be a GemmConfig or ResidentConfig or None, got GemmConfig1d1d",
+        ),
         (
             GemmConfig(256, 48, stage_blocks=4),
             ValueError,

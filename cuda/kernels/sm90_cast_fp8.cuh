@@ -4,9 +4,13 @@
 // A CTA takes a tile of kTileRows x 128. A thread has 4 rows of 8 columns, a half-warp 4 rows of all 128: the largest
 // magnitudes of rows meet by shuffles, those of columns and of blocks of 128 x 128 through shared memory. What is
 // turned goes through shared memory, where four rows of a column are one word.
+//
+// With `Config::kGated` x has twice the columns, and what is quantised is their SwiGLU: the first half gates the second.
+// With `Config::kBatched` x is a stack of matrices, one for each blockIdx.y, and scaled by blocks of 128 x 128.
 #pragma once
 #include "common/barrier.cuh"
 #include "common/fp8_cast.cuh"
+#include "common/swiglu.cuh"
 #include "common/types.cuh"
 
 template <class Config>
@@ -24,6 +28,7 @@ struct Sm90CastFp8 {
     static constexpr u32 kLanes = Config::kScaleColumns / 8;  // that share a row's scale
     static constexpr u32 kQuads = kTileRows / 4;
     static constexpr bool kBlock = Config::kBlock, kStraight = Config::kStraight, kTurned = Config::kTurned;
+    static constexpr bool kGated = requires { requires Config::kGated; };
     static_assert(kLoad * sizeof(In) <= 16 && kStore <= 16, "an access is of at most 16 bytes");
     static_assert(kTileRows == 128 || (!kBlock && !kTurned), "what is scaled along columns takes 128 rows");
     static_assert(kLanes == 16 || kStraight, "only rows have other scales");
@@ -89,7 +94,7 @@ struct Sm90CastFp8 {
     __device__ __forceinline__ void load() {
 #pragma unroll
         for (u32 i = 0; i < kRows; ++i) {
-            const In* from = problem.x + static_cast<u64>(row(i)) * problem.columns;
+            const In* from = problem.x + static_cast<u64>(row(i)) * problem.columns * (kGated ? 2 : 1);
 #pragma unroll
             for (u32 w = 0; w < kWords; ++w) words[i][w] = 0;
 #pragma unroll
@@ -98,6 +103,24 @@ struct Sm90CastFp8 {
                     read_bytes<kLoad * sizeof(In)>(&words[i][j / Words::kElements], from + column(j),
                                                    j % Words::kElements);
             }
+        }
+        if constexpr (kGated) gate();
+    }
+
+    __device__ __forceinline__ void gate() {
+#pragma unroll
+        for (u32 i = 0; i < kRows; ++i) {
+            const In* from = problem.x + (static_cast<u64>(row(i)) * 2 + 1) * problem.columns;
+            alignas(16) u32 up[kWords];
+#pragma unroll
+            for (u32 w = 0; w < kWords; ++w) up[w] = 0;
+#pragma unroll
+            for (u32 j = 0; j < kColumns; j += kLoad) {
+                if (row(i) < problem.rows && column(j) < problem.columns)
+                    read_bytes<kLoad * sizeof(In)>(&up[j / Words::kElements], from + column(j), j % Words::kElements);
+            }
+#pragma unroll
+            for (u32 w = 0; w < kWords; ++w) words[i][w] = swiglu_word<In>(words[i][w], up[w]);
         }
     }
 
@@ -274,6 +297,12 @@ __global__ void __launch_bounds__(Config::kTileRows * 4, Config::kMinCtas)
                   typename Config::Scale* turned_scale, u32 rows, u32 columns, float smallest) {
     using Cast = Sm90CastFp8<Config>;
     __shared__ typename Cast::Shared shared;
+    if constexpr (requires { requires Config::kBatched; }) {
+        static_assert(Config::kBlock, "matrices of a stack are scaled by blocks");
+        const u64 size = static_cast<u64>(rows) * columns * blockIdx.y;
+        const u64 blocks = static_cast<u64>(ceil_div(rows, 128)) * ceil_div(columns, 128) * blockIdx.y;
+        x += size, straight += size, turned += size, straight_scale += blocks, turned_scale += blocks;
+    }
     const typename Cast::Problem problem{x,    straight, straight_scale,           turned, turned_scale,
                                          rows, columns,  __float_as_uint(smallest)};
     wait_for_predecessor();

@@ -15,6 +15,7 @@ from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import bf16_gemm_gradient
 from jax_deepgemm.ops.bf16_gemm_plan import plan, ranked
 from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
+from jax_deepgemm.ops.varying import varying_alike
 from jax_deepgemm.primitive import make
 
 CONFIGS = (Bf16GemmConfig,)
@@ -151,17 +152,7 @@ def _gemm(
     if config is not None and config.layout != layout:
         checks.fail(ValueError, "config", f"of layout {layout}", repr(config))
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
-    return _call(*_varying_alike(a, b, *added), layout=layout, out_dtype=dtype, config=config)[0]
-
-
-def _varying_alike(*operands: jax.Array) -> list[jax.Array]:
-    """Under shard_map, operands that all vary over the same axes: so JAX sums the gradient of one that did not."""
-    axes = [jax.typeof(x).manual_axis_type.varying for x in operands]
-    everywhere = frozenset().union(*axes)
-    return [
-        jax.lax.pcast(x, tuple(sorted(everywhere - mine)), to="varying") if everywhere - mine else x
-        for x, mine in zip(operands, axes, strict=True)
-    ]
+    return _call(*varying_alike(a, b, *added), layout=layout, out_dtype=dtype, config=config)[0]
 
 
 # The operands of the primitive: a, b, and c if there is one.

@@ -18,6 +18,7 @@ Block = tuple[int, int]  # rows and columns that share a scale
 TILE = 128  # rows and columns that share a scale, where more than one row does
 GRANULARITIES = (32, 64, 128)  # columns of one row that share a scale
 MAX_EXTENT = 2**31 - 256  # rows and columns are counted, also beyond the last tile, in 32 bits
+_MOST_STACKED = 65535
 _ROWS = 32  # of a tile that ends no scale: as many CTAs as can be, for few rows
 _INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
 
@@ -25,10 +26,13 @@ _INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
 def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
-    """The launch for the operand x, or None where the kernel does not have the blocks that `params` ask for."""
+    """The launch for the operand x, or None where the kernel does not have the blocks that `params` ask for.
+
+    x: a matrix, or a stack of matrices that are scaled by blocks.
+    """
     del out_avals
     (x,) = avals
-    rows, columns = x.shape
+    *stacked, rows, columns = x.shape
     straight, turned = params["straight"], params["turned"]
     scaled_by_block = (TILE, TILE) in (straight, turned)
     if scaled_by_block:
@@ -36,18 +40,21 @@ def plan(
     else:
         granularities = GRANULARITIES if turned is None else (TILE,)
         supported = straight in (None, *((1, g) for g in granularities)) and turned in (None, (TILE, 1))
-    if target.arch != "sm_90a" or not supported or 0 in (rows, columns) or max(rows, columns) > MAX_EXTENT:
+    if target.arch != "sm_90a" or not supported or 0 in x.shape or max(rows, columns) > MAX_EXTENT:
+        return None
+    if stacked and (not scaled_by_block or stacked[0] > _MOST_STACKED):
         return None
     tile_rows = TILE if scaled_by_block or turned else _ROWS
     grid = -(-rows // tile_rows) * -(-columns // TILE)
     if grid >= 2**31:
         return None
     template = cast_template(np.dtype(x.dtype), (rows, columns), straight, turned, params["use_ue8m0"])
+    template += (("kBatched", True),) * len(stacked)
     # What is not asked for is not written: any pointer does.
     results = [1, 2, 1, 2] if straight is None or turned is None else [1, 2, 3, 4]
     return Launch(
         kernel=Kernel("sm90_cast_fp8", template),
-        grid=(grid, 1, 1),
+        grid=(grid, stacked[0] if stacked else 1, 1),
         block=(tile_rows * 4, 1, 1),
         pdl=config.pdl,
         arguments=(
@@ -94,3 +101,26 @@ def _resident_ctas(dtype: np.dtype, straight: Block | None, turned: Block | None
 def _access(extent: int, most: int) -> int:
     """Elements of one memory access: the largest power of two up to `most` that divides the row it is part of."""
     return min(most, extent & -extent)
+
+
+def swiglu_plan(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Launch | None:
+    """The launch for the operand x [M, 2 columns], whose SwiGLU is quantised by (1, 128)."""
+    (x,), (rows, columns) = avals, out_avals[0].shape
+    grid = -(-rows // _ROWS) * -(-columns // TILE)
+    if target.arch != "sm_90a" or 0 in (rows, columns) or max(rows, columns) > MAX_EXTENT or grid >= 2**31:
+        return None
+    template = (*cast_template(np.dtype(x.dtype), (rows, columns), (1, TILE), None, False), ("kGated", True))
+    return Launch(
+        kernel=Kernel("sm90_cast_fp8", template),
+        grid=(grid, 1, 1),
+        block=(_ROWS * 4, 1, 1),
+        pdl=config.pdl,
+        arguments=(
+            *map(Pointer, (0, 1, 2, 1, 2)),
+            Scalar(rows, "uint32"),
+            Scalar(columns, "uint32"),
+            Scalar(params["smallest_amax"], "float32"),
+        ),
+    )

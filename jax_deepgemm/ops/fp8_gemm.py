@@ -14,6 +14,7 @@ from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan, ranked
@@ -23,7 +24,7 @@ from jax_deepgemm.primitive import make
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
 RECIPES: tuple[Recipe, ...] = (RECIPE, ROW_RECIPE)  # the default first
-_CONFIGS: dict[Recipe, type[GemmConfig]] = {RECIPE: GemmConfig, ROW_RECIPE: GemmConfig1d1d}
+_CONFIGS: dict[Recipe, tuple[type, ...]] = {RECIPE: (GemmConfig, ResidentConfig), ROW_RECIPE: (GemmConfig1d1d,)}
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -35,7 +36,7 @@ def fp8_gemm_nt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: GemmConfig | None = None,
+    config: GemmConfig | ResidentConfig | None = None,
 ) -> jax.Array:
     """`A @ B.T (+ C)` of FP8 matrices with block scales, accumulated in float32.
 
@@ -47,7 +48,7 @@ def fp8_gemm_nt(
         ((1, 128), (1, 128)), where `b` is quantised like `a` and its scale is [N, ceil(K / 128)], is for the gradients
         of weights (DeepGEMM's (1, 1, 128)).
     config: the kernel's tiles, instead of what `tune` found or the heuristics choose; a GemmConfig1d1d where `b` has a
-        scale for each row. Only a kernel heeds it.
+        scale for each row; where K is at most 512 also a ResidentConfig. Only a kernel heeds it.
 
     Scales are float32, or float8_e8m0fnu. Sizes may be zero; K, and a row of the result, are multiples of 16 bytes.
     Returns `out_dtype` [M, N]. NaN and Inf stay in the rows and columns they belong to.
@@ -77,7 +78,7 @@ def fp8_gemm_nn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: GemmConfig | None = None,
+    config: GemmConfig | ResidentConfig | None = None,
 ) -> jax.Array:
     """`A @ B (+ C)`: `fp8_gemm_nt` of a B whose N is contiguous.
 
@@ -98,7 +99,7 @@ def fp8_gemm_tn(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: GemmConfig | None = None,
+    config: GemmConfig | ResidentConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B (+ C)`: `fp8_gemm_nt` of an A whose M and a B whose N are contiguous.
 
@@ -120,7 +121,7 @@ def fp8_gemm_tt(
     c: jax.Array | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     recipe: Recipe | None = None,
-    config: GemmConfig | None = None,
+    config: GemmConfig | ResidentConfig | None = None,
 ) -> jax.Array:
     """`A.T @ B.T (+ C)`: `fp8_gemm_nt` of an A whose M is contiguous.
 
@@ -142,7 +143,7 @@ def _gemm(
     c: jax.Array | None,
     out_dtype: DTypeLike,
     recipe: Recipe | None,
-    config: GemmConfig | None,
+    config: GemmConfig | ResidentConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
     recipe = RECIPE if recipe is None else recipe
@@ -160,7 +161,9 @@ def _gemm(
     if n * dtype.itemsize % 16:
         wanted = f"of shape ({dims[1]}) with N a multiple of {16 // dtype.itemsize} for {dtype} out"
         checks.fail(ValueError, "b", wanted, b.data)
-    checks.config(config, [_CONFIGS[recipe]], dtype.itemsize)
+    checks.config(config, _CONFIGS[recipe], dtype.itemsize)
+    if isinstance(config, ResidentConfig) and k > config.MAX_K:
+        checks.fail(ValueError, "config", f"a GemmConfig where K is more than {config.MAX_K}", repr(config))
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
     operands = [v if d in _K_MAJOR else v.T for x, d in zip((a, b), dims, strict=True) for v in x]
     return _call(*operands, *added, out_dtype=dtype, recipe=recipe, config=config)[0]
@@ -176,7 +179,7 @@ def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
 
 
 def _abstract_eval(
-    avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe, config: GemmConfig | None
+    avals: Avals, *, out_dtype: jnp.dtype, recipe: Recipe, config: GemmConfig | ResidentConfig | None
 ) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((avals[0].shape[0], avals[2].shape[0]), out_dtype)]
 
@@ -189,7 +192,7 @@ def _reference(
     *c: jax.Array,
     out_dtype: jnp.dtype,
     recipe: Recipe,
-    config: GemmConfig | None,
+    config: GemmConfig | ResidentConfig | None,
 ) -> list[jax.Array]:
     product = jax.lax.dot_general(
         dequantise(Quantized(a, a_scale), block=recipe[0]),
@@ -236,7 +239,7 @@ _call: Any = make(
         abstract_eval=_abstract_eval,
         reference=_reference,
         plan=plan,
-        configs=tuple(_CONFIGS.values()),
+        configs=tuple(kind for kinds in _CONFIGS.values() for kind in kinds),
         ranked=ranked,
         operand_layouts=_operand_layouts,
         aliases=alias_of(4),

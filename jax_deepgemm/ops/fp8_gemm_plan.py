@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_deepgemm.heuristics import sm90, sm90_1d1d
+from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_resident
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
+from jax_deepgemm.ops import fp8_resident_plan
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, grid_size, output_map, store_map, template
 from jax_deepgemm.ops.head_splits import HeadSplits
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 RECIPE = ((1, 128), (128, 128))  # rows and columns of `a`, and of `b`, that share a scale
 ROW_RECIPE = ((1, 128), (1, 128))
-_HEURISTICS: dict[Any, Any] = {RECIPE: sm90, ROW_RECIPE: sm90_1d1d}
+_HEURISTICS: dict[Any, Any] = {RECIPE: sm90_resident, ROW_RECIPE: sm90_1d1d}
 
 
 def plan(
@@ -33,12 +35,15 @@ def plan(
     if problem is None:
         return None
     chosen = params.get("config") or _HEURISTICS[params["recipe"]].fp8_gemm(*problem)
-    return launch(chosen, *problem, has_c=len(avals) > 4, pdl=config.pdl)
+    has_c = len(avals) > 4
+    if isinstance(chosen, ResidentConfig):
+        return fp8_resident_plan.launch(chosen, *problem, has_c=has_c, pdl=config.pdl)
+    return launch(chosen, *problem, has_c=has_c, pdl=config.pdl)
 
 
 def ranked(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
-) -> Sequence[GemmConfig]:
+) -> Sequence[GemmConfig | ResidentConfig]:
     """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
     problem = problem_of(avals, out_avals, target, config)
     return [] if problem is None else _HEURISTICS[params["recipe"]].ranked(*problem)

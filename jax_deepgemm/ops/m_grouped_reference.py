@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jax_deepgemm.ops.varying import varying_alike
+
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 MOST_ROWS = 128  # multiplied at once
 
@@ -47,7 +49,9 @@ def by_groups(product: Product, group: jax.Array, groups: int, n: int) -> jax.Ar
         return out.at[jnp.where(valid, rows, m)].set(product(rows, g), mode="drop"), None
 
     most = -(-m // height) + min(groups, m)
-    return jax.lax.scan(one, jnp.zeros((m, n), jnp.float32), jnp.arange(most))[0]
+    # Under shard_map the carry of a loop varies over the same axes before it as after it.
+    start, _ = varying_alike(jnp.zeros((m, n), jnp.float32), product(order[:1], jnp.zeros((), jnp.int32)))
+    return jax.lax.scan(one, start, jnp.arange(most))[0]
 
 
 def zero_beyond(product: jax.Array, masked_m: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jax_deepgemm import _native
-from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_bf16, sm90_fp4
+from jax_deepgemm.heuristics import sm90_1d1d, sm90_bf16, sm90_fp4, sm90_resident
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
@@ -32,7 +32,7 @@ def forced(config: GemmConfig | Fp4SwappedConfig | None) -> Iterator[None]:
         with mock.patch.object(sm90_bf16, "bf16_gemm", lambda layout, *_: dataclasses.replace(config, layout=layout)):
             yield
         return
-    module, name = sm90, "fp8_gemm"
+    module, name = sm90_resident, "fp8_gemm"
     if isinstance(config, Fp4GemmConfig | Fp4SwappedConfig):
         module, name = sm90_fp4, "fp8_fp4_gemm"
     elif isinstance(config, GemmConfig1d1d):

@@ -29,16 +29,19 @@ from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.target import H100
 from tests import fp4, helpers, k_grouped
 from tests.bf16 import GEMMS
-from tests.gpu import bf16_problems, casts, skip_head_mid
+from tests.gpu import bf16_problems, casts, moe_cases, skip_head_mid
 from tests.gpu.native import native
 from tests.gpu.problems import problem
 from tests.helpers import assert_close
 
 # Rings of few stages go round often, and leave shared memory to the tool.
 TARGET = dataclasses.replace(H100, smem_bytes=128 * 1024)
+
+SHORT_K = 208  # of which a panel fits
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -51,6 +54,8 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(256, 112), 2, F32),
     (GemmConfig(128, 112, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 48, split_k=3), 3, F32),
+    (ResidentConfig(256), 2, BF16),
+    (ResidentConfig(128), 2, F32),
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2, BF16),
     (GemmConfig1d1d(128, 64, ahead=2), 2, F32),
@@ -89,7 +94,7 @@ def main(*arguments: str) -> None:
         elif isinstance(config, GemmConfig1d1d):
             gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
         else:
-            p = problem(77, 264, 400)
+            p = problem(77, 264, SHORT_K if isinstance(config, ResidentConfig) else 400)
         c = p.c(dtype) if dtype == F32 else None
         given = p.a, p.b, c
         with set_target(TARGET), set_num_sms(num_sms):
@@ -104,6 +109,8 @@ def main(*arguments: str) -> None:
         print(config, "is right, with free columns", flush=True)
     casts.check(casts.values((130, 140), BF16))
     print("casts are right", flush=True)
+    moe_cases.check()
+    print("experts are right", flush=True)
     with_fp4_weights()
     with_groups_along_k(WHOLE_SIZES if "every-thread-arrives" in arguments else K_GROUPED_SIZES)
 
