@@ -143,7 +143,7 @@ def _in_fp8_by_steps(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permut
 def _in_fp8_fwd(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: MoePermutation) -> Any:
     if isinstance(w13, Quantized):
         return jax.vjp(lambda x, weights: _in_fp8_by_steps(x, weights, w13, w2, permutation), x, weights)
-    return jax.vjp(lambda x, weights, *ws: _in_fp8_by_steps(x, weights, *ws, permutation), x, weights, w13, w2)
+    return jax.vjp(lambda x, weights, u, v: _in_fp8_by_steps(x, weights, u, v, permutation), x, weights, w13, w2)
 
 
 def _in_fp8_bwd(pull: Any, dy: jax.Array) -> Any:

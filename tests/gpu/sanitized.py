@@ -76,8 +76,8 @@ FP4_CASES = (
     (Fp4SwappedConfig(128, 24, split_k=2), 2),
 )
 
-# Sizes that are nonsense, and some that end inside blocks. For racecheck they are whole: the warp that clears rows behind
-# a group arrives by one lane.
+# Sizes that are nonsense, and some that end inside blocks. For racecheck they are whole: the warp that clears rows
+# behind a group arrives by one lane.
 K_GROUPED_SIZES = ((100, 2**31 - 1, -7, 60), (0, 16, 128, 89))
 WHOLE_SIZES = ((128, 2**31 - 1, -7, 64), (0, 64, 128, 0))
 K_GROUPED_CASES = (KGroupedBf16Config(128, 64), GemmConfig1d1d(128, 64, ahead=2), GemmConfig1d1d(64, 96))
