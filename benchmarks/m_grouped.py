@@ -179,12 +179,18 @@ def spread(x: Any, rows: Any, height: int) -> Any:
     return wide
 
 
+# By the package's own names, where they differ from DeepGEMM's.
+RENAMED = {
+    f"m_grouped_{kind}_gemm_nt_masked": f"{kind}_m_grouped_gemm_nt_masked" for kind in ("fp8", "bf16")
+}
+
+
 def deep_gemm_call(case: MGrouped, a: Any, b: Any, layout: Any, shape: Sequence[int]) -> Callable[[], Any]:
     import deep_gemm
     import torch
 
     d = torch.empty(tuple(shape), dtype=torch.bfloat16, device="cuda")
-    function = getattr(deep_gemm, case.op)
+    function = getattr(deep_gemm, RENAMED.get(case.op, case.op))
 
     def launch() -> Any:
         if case.masked:

@@ -150,7 +150,7 @@ def test_vmap(axes, recipe):
     got = jax.jit(jax.vmap(function, (*axes, 0)))(*args, dy)
     for i in range(2):
         one = [v[i] if axis == 0 else v for v, axis in zip(args, axes, strict=True)]
-        for g, w in zip(got, function(*one, dy[i]), strict=True):
+        for g, w in zip(got, function(*[*one, dy[i]]), strict=True):
             np.testing.assert_allclose(np.asarray(g[i], np.float32), np.asarray(w, np.float32), rtol=1e-2, atol=1e-2)
 
 

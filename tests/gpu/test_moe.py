@@ -73,14 +73,14 @@ def problem(tokens, top_k, experts, d, dtype):
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_rows_are_copied_to_the_bit(case, dtype):
-    x, _, rows, weights = problem(*case, dtype)
+    x, _, rows, weights = problem(*case, dtype=dtype)
     check_bits(lambda x, r, w: (permute_rows(x, r), permute_rows(x, r, w)), x, rows, weights, calls=2)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_rows_are_summed_and_multiplied(case, dtype):
-    x, y, rows, weights = problem(*case, dtype)
+    x, y, rows, weights = problem(*case, dtype=dtype)
 
     def function(x, y, r, w):
         return unpermute_rows(y, r), unpermute_rows(y, r, w), row_dots(x, y, r)
@@ -100,7 +100,7 @@ def test_rows_are_summed_and_multiplied(case, dtype):
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("case", [(5, 3, 7, 16), (128, 8, 32, 7168), (300, 6, 20, 1008), (64, 20, 4, 4240)], ids=str)
 def test_rows_are_quantised_and_copied_to_the_bit(case, dtype):
-    x, _, rows, _ = problem(*case, dtype)
+    x, _, rows, _ = problem(*case, dtype=dtype)
     check_bits(permute_rows_to_fp8, x, rows)
 
 
