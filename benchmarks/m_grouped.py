@@ -180,9 +180,7 @@ def spread(x: Any, rows: Any, height: int) -> Any:
 
 
 # By the package's own names, where they differ from DeepGEMM's.
-RENAMED = {
-    f"m_grouped_{kind}_gemm_nt_masked": f"{kind}_m_grouped_gemm_nt_masked" for kind in ("fp8", "bf16")
-}
+RENAMED = {f"m_grouped_{kind}_gemm_nt_masked": f"{kind}_m_grouped_gemm_nt_masked" for kind in ("fp8", "bf16")}
 
 
 def deep_gemm_call(case: MGrouped, a: Any, b: Any, layout: Any, shape: Sequence[int]) -> Callable[[], Any]:

@@ -11,7 +11,18 @@ from benchmarks.environment import ROOT, warn
 
 BEGIN = "<!-- benchmarks: begin (python -m benchmarks render) -->"
 END = "<!-- benchmarks: end -->"
-LISTED = ("cast", "dgrad", "wgrad", "fp8_fp4", "linear", "contiguous", "masked", "k_grouped", "ragged_dot", "moe_mlp")  # suites that are shown a line a case
+LISTED = (
+    "cast",
+    "dgrad",
+    "wgrad",
+    "fp8_fp4",
+    "linear",
+    "contiguous",
+    "masked",
+    "k_grouped",
+    "ragged_dot",
+    "moe_mlp",
+)  # suites that are shown a line a case
 LABELS = {"deep_gemm": "DeepGEMM", "cublaslt": "cuBLASLt without scales", "xla": "XLA, dequantise and dot"}
 
 
