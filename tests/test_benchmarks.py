@@ -23,10 +23,7 @@ from benchmarks import (
     fp8_fp4,
     host,
     jit,
-    k_grouped,
     linear,
-    moe_mlp,
-    ragged_dot,
     render,
     results,
     roofline,
@@ -36,7 +33,7 @@ from benchmarks import (
 )
 from benchmarks.capture import Event, TimerError
 from benchmarks.peers import Operands, Peer, Prepared
-from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm, KGrouped, MoeMlp, RaggedDot
+from tests.cases import DENSE, LAYOUTS, Bf16Gemm, Gemm
 from tests.deviceless import LAUNCH, moves, sharding
 
 XSPACE = """
@@ -329,27 +326,6 @@ def test_guards_of_the_backward_suites(module, case):
         assert check(result) is not None
 
 
-@pytest.mark.parametrize(
-    "module, case",
-    [
-        (ragged_dot, RaggedDot(4, 256, 136, 256)),
-        (ragged_dot, RaggedDot(4, 256, 136, 256, fp8=True)),
-        (moe_mlp, MoeMlp(32, 128, 256, 4, 2)),
-    ],
-    ids=str,
-)
-def test_guards_of_the_grouped_suites(module, case):
-    operands = module.operands(case)
-    check = module.checker(case, operands)
-    for prepare in (module.SUITE.ours, *(peer.prepare for peer in module.SUITE.peers)):
-        prepared = prepare(operands)
-        prepared.call()
-    result = np.array(module.SUITE.ours(operands).result())
-    assert check(result) is None
-    result[-result.shape[0] // 8 :] = 0
-    assert check(result) is not None
-
-
 def test_a_layer_may_launch_several_kernels(card, capsys):
     layer = [("cast", 10.0), ("gemm", 20.0)]
 
@@ -391,20 +367,6 @@ def test_bf16_suite(layout):
     assert check(result) is None and check(xla.prepare(operands).result()) is None
     assert check(np.roll(result, 1, axis=1)) is not None
     assert case.op == f"bf16_gemm_{layout}" and case.sizes == {"m": 24, "n": 192, "k": 384}
-
-
-@pytest.mark.parametrize("kind", ["fp8", "bf16"])
-def test_k_grouped_suite(kind):
-    """Our result and XLA's pass its guard; one whose groups are exchanged, or without its sum, does not."""
-    case = KGrouped(kind, 3, 40, 72, 1280)
-    operands = k_grouped.operands(case)
-    assert sum(operands.sizes) == case.k and not any(size % 128 for size in operands.sizes)
-    check = k_grouped.checker(case, operands)
-    (xla,) = [peer for peer in k_grouped.SUITE.peers if peer.name == "xla"]
-    result = np.array(k_grouped.SUITE.ours(operands).result())
-    assert check(result) is None and check(xla.prepare(operands).result()) is None
-    assert check(result[::-1]) is not None and check(result - np.asarray(operands.c)) is not None
-    assert case.sizes == {"groups": 3, "m": 40, "n": 72, "k": 1280}
 
 
 def test_gpu_folder():

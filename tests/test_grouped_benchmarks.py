@@ -1,0 +1,44 @@
+"""The guards of the grouped suites: what is right passes, what is not does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import k_grouped, moe_mlp, ragged_dot
+from tests.cases import KGrouped, MoeMlp, RaggedDot
+
+
+@pytest.mark.parametrize(
+    "module, case",
+    [
+        (ragged_dot, RaggedDot(4, 256, 136, 256)),
+        (ragged_dot, RaggedDot(4, 256, 136, 256, fp8=True)),
+        (moe_mlp, MoeMlp(32, 128, 256, 4, 2)),
+    ],
+    ids=str,
+)
+def test_guards_of_the_grouped_suites(module, case):
+    operands = module.operands(case)
+    check = module.checker(case, operands)
+    for prepare in (module.SUITE.ours, *(peer.prepare for peer in module.SUITE.peers)):
+        prepared = prepare(operands)
+        prepared.call()
+    result = np.array(module.SUITE.ours(operands).result())
+    assert check(result) is None
+    result[-result.shape[0] // 8 :] = 0
+    assert check(result) is not None
+
+
+@pytest.mark.parametrize("kind", ["fp8", "bf16"])
+def test_k_grouped_suite(kind):
+    """Our result and XLA's pass its guard; one whose groups are exchanged, or without its sum, does not."""
+    case = KGrouped(kind, 3, 40, 72, 1280)
+    operands = k_grouped.operands(case)
+    assert sum(operands.sizes) == case.k and not any(size % 128 for size in operands.sizes)
+    check = k_grouped.checker(case, operands)
+    (xla,) = [peer for peer in k_grouped.SUITE.peers if peer.name == "xla"]
+    result = np.array(k_grouped.SUITE.ours(operands).result())
+    assert check(result) is None and check(xla.prepare(operands).result()) is None
+    assert check(result[::-1]) is not None and check(result - np.asarray(operands.c)) is not None
+    assert case.sizes == {"groups": 3, "m": 40, "n": 72, "k": 1280}
