@@ -113,8 +113,8 @@ def _shape(w: Any) -> tuple[int, ...]:
 
 def _in_bf16(x: jax.Array, weights: jax.Array, w13: jax.Array, w2: jax.Array, permutation: MoePermutation) -> jax.Array:
     groups = Groups(permutation.group_sizes, permutation.group_ends)
-    hidden = bf16_matmul(permute_rows(x, permutation.rows), w13, groups, "nt", BF16)
-    y = bf16_matmul(swiglu(hidden), w2, groups, "nt", BF16)
+    hidden: Any = bf16_matmul(permute_rows(x, permutation.rows), w13, groups, "nt", BF16)  # JAX 0.10 types it as object
+    y: Any = bf16_matmul(swiglu(hidden), w2, groups, "nt", BF16)
     return unpermute_rows(y, permutation.rows, weights)
 
 
