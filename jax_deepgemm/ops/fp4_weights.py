@@ -16,6 +16,7 @@ from jax_deepgemm.ops.fp8_fp4_gemm_plan import scale_kind, scale_row_bytes
 Operand = Quantized | tuple[jax.Array, jax.Array]
 Recipe = tuple[tuple[int, int], tuple[int, int]]
 RECIPES: tuple[Recipe, ...] = (((1, 128), (1, 32)), ((1, 128), (1, 128)))  # the default first
+DTYPES = (jnp.dtype(jnp.float4_e2m1fn), jnp.dtype(jnp.uint8))
 
 
 class Fp4Weights(NamedTuple):
@@ -31,21 +32,31 @@ def checked_recipe(recipe: Recipe | None) -> Recipe:
     return recipe
 
 
-def checked_weights(name: str, w: Operand, dims: str, recipe: Recipe) -> Fp4Weights:
-    """Of `dims` such as "N, K" or "G, K, N"."""
+def checked_weights(name: str, w: Operand, dims: str, recipe: Recipe, *, k_last: bool = True) -> Fp4Weights:
+    """Of dimensions that `dims` names; without `k_last` the one before the last is K."""
     data, scale = checks.pair(name, w)
-    data = checks.array(name, data, [jnp.float4_e2m1fn, jnp.uint8], dims)
-    sizes = (*data.shape[:-1], data.shape[-1] * (2 if data.dtype == jnp.uint8 else 1))
+    data = checks.array(name, data, DTYPES, dims)
+    sizes = shape_in_values(data)
     rows, columns = recipe[1]
-    shape = checks.scale_shape(sizes, (rows, columns) if _k_last(dims) else (columns, rows))
+    shape = checks.scale_shape(sizes, (rows, columns) if k_last else (columns, rows))
     scale = checks.array(f"{name}.scale", scale, [jnp.float32, jnp.float8_e8m0fnu], ", ".join(map(str, shape)), shape)
     return Fp4Weights(data, scale, sizes)
 
 
-def for_kernel(weights: Fp4Weights, dims: str, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
+def shape_in_values(data: jax.Array) -> tuple[int, ...]:
+    return *data.shape[:-1], data.shape[-1] * (2 if data.dtype == jnp.uint8 else 1)
+
+
+def recipe_of(data: jax.Array, scale: jax.Array) -> Recipe:
+    """Which recipe the scales of weights [..., N, K] fit, the default if none. If both do, they mean the same."""
+    sizes, found = shape_in_values(data), getattr(scale, "shape", None)
+    return next((r for r in RECIPES if len(sizes) > 1 and checks.scale_shape(sizes, r[1]) == found), RECIPES[0])
+
+
+def for_kernel(weights: Fp4Weights, recipe: Recipe, *, k_last: bool = True) -> tuple[jax.Array, jax.Array]:
     """Data uint8 [..., N, K / 2], and scales with rows as the kernel reads them: UE8M0 as uint8, padded to 16 bytes."""
     data, scale, _ = weights
-    if not _k_last(dims):
+    if not k_last:
         data, scale = (x.swapaxes(-1, -2) for x in (unpacked(data), scale))
     if recipe[1][1] == 128:
         scale = scale.astype(jnp.float32)
@@ -62,7 +73,3 @@ def values(data: jax.Array, scale: jax.Array, recipe: Recipe) -> jax.Array:
     if scale.dtype == jnp.uint8:
         scale = jax.lax.bitcast_convert_type(scale, jnp.float8_e8m0fnu)
     return dequantise_fp4(unpacked(data), scale[:, : -(-2 * data.shape[1] // gran_k)], gran_k=gran_k)
-
-
-def _k_last(dims: str) -> bool:
-    return dims.endswith("K")

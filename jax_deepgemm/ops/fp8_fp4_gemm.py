@@ -140,7 +140,7 @@ def _gemm(
     dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
     checks.config(config, CONFIGS, dtype.itemsize)
     a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
-    weights = checked_weights("b", b, dims[1], recipe)
+    weights = checked_weights("b", b, dims[1], recipe, k_last=dims[1] in _K_MAJOR)
     m, k = _k_last(a.data.shape, dims[0])
     n, k_of_b = _k_last(weights.shape, dims[1])
     if k_of_b != k:
@@ -153,7 +153,7 @@ def _gemm(
         checks.fail(ValueError, "b", wanted, weights.data)
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
     operands = [v if dims[0] in _K_MAJOR else v.T for v in a]
-    operands += [*for_kernel(weights, dims[1], recipe), *added]
+    operands += [*for_kernel(weights, recipe, k_last=dims[1] in _K_MAJOR), *added]
     return _call(*operands, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 

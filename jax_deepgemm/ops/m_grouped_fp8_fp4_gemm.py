@@ -131,7 +131,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     masked_m = checked_layout("masked_m", masked_m, "G", groups)
     expected_m = checked_expected_m(expected_m)
     checks.config(config, CONFIGS, dtype.itemsize)
-    operands = *a, *for_kernel(weights, "G, N, K", recipe), masked_m
+    operands = *a, *for_kernel(weights, recipe), masked_m
     return _masked(*operands, expected_m=expected_m, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 
@@ -145,15 +145,15 @@ def _contiguous(
     recipe: Recipe | None,
     config: TileConfig | None,
 ) -> jax.Array:
-    recipe = checked_recipe(recipe)
+    recipe, k_last = checked_recipe(recipe), dims == "G, N, K"
     dtype = checks.dtype("out_dtype", out_dtype, OUT_DTYPES, "bfloat16 or float32")
     a = checks.quantized("a", a, "M, K", recipe[0])
-    weights = checked_weights("b", b, dims, recipe)
+    weights = checked_weights("b", b, dims, recipe, k_last=k_last)
     groups = checked_sizes(a.data, weights.data, "M, K", dims, dtype, 16, values=weights.shape)
     m, psum = a.data.shape[0], bool(use_psum_layout)
     layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
     checks.config(config, CONFIGS, dtype.itemsize)
-    operands = *a, *for_kernel(weights, dims, recipe), layout
+    operands = *a, *for_kernel(weights, recipe, k_last=k_last), layout
     return _call(*operands, use_psum_layout=psum, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 
