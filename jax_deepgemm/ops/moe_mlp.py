@@ -86,7 +86,7 @@ def moe_mlp(
     w2 = _weights("w2", w2, "G, H, I", quantised, fp8)
     if _shape(w2) != (groups, h, i):
         checks.fail(ValueError, "w2", f"of shape ({groups}, {h}, {i}) with the G and I of `w13`", _matrix(w2))
-    fp4 = quantised and (_is_fp4(w13) or _is_fp4(w2))
+    fp4 = _is_fp4(w13) or _is_fp4(w2)
     if fp4 and recipe is not None:
         checks.fail(ValueError, "recipe", "None with FP4 weights", repr(recipe))
     multiple = 16 if fp8 else 8
@@ -116,8 +116,8 @@ def _weights(name: str, w: Any, dims: str, quantised: bool, fp8: bool) -> Any:
     return Quantized(data, scale.astype(jnp.float32))
 
 
-def _is_fp4(w: Quantized) -> bool:
-    return getattr(w.data, "dtype", None) in fp4_weights.DTYPES
+def _is_fp4(w: Any) -> bool:
+    return isinstance(w, Quantized) and getattr(w.data, "dtype", None) in fp4_weights.DTYPES
 
 
 def _matrix(w: Any) -> jax.Array:

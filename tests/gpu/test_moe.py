@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_deepgemm import moe_mlp, moe_permute, moe_unpermute, per_block_cast_to_fp8
+from jax_deepgemm import (
+    cast_back_from_fp4,
+    moe_mlp,
+    moe_permute,
+    moe_unpermute,
+    per_block_cast_to_fp8,
+    per_token_cast_to_fp4,
+)
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, row_dots, sort_by_expert, unpermute_rows
 from jax_deepgemm.ops.stacked_casting import quantise_stack
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
@@ -201,4 +208,21 @@ def test_moe_mlp_of_quantised_weights():
     with jax.default_matmul_precision("highest"):
         wanted = moe.moe_mlp(x, idx, weights, w13, w2)
     assert 0.01 < relative_error(results[0], np.asarray(wanted).astype(np.float64)) < 0.1
+    assert all_same(results)
+
+
+@pytest.mark.parametrize("use_ue8m0, gran_k", [(True, 32), (False, 32), (False, 128)])
+def test_moe_mlp_of_fp4_weights(use_ue8m0, gran_k):
+    x, idx, weights, w13, w2, _ = block_arrays()
+
+    def cast(w):
+        return jax.vmap(lambda v: per_token_cast_to_fp4(v, use_ue8m0=use_ue8m0, gran_k=gran_k))(w)
+
+    pairs = jax.jit(lambda *w: [cast(v) for v in w])(w13, w2)
+    run = native(moe_mlp, x, idx, weights, *pairs, calls=6)
+    results = run.many(20, x, idx, weights, *pairs)
+    wide = [jax.vmap(lambda *p: cast_back_from_fp4(p, gran_k=gran_k))(*pair) for pair in pairs]
+    with jax.default_matmul_precision("highest"):
+        wanted = moe.moe_mlp(x, idx, weights, *wide)
+    assert 0.01 < relative_error(results[0], np.asarray(wanted).astype(np.float64)) < 0.06
     assert all_same(results)
