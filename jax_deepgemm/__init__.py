@@ -40,6 +40,13 @@ from jax_deepgemm.ops.k_grouped_fp8_gemm import k_grouped_fp8_gemm_tn_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nn_contiguous as m_grouped_bf16_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_contiguous as m_grouped_bf16_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_masked as m_grouped_bf16_gemm_nt_masked
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import (
+    m_grouped_fp8_fp4_gemm_nn_contiguous as m_grouped_fp8_fp4_gemm_nn_contiguous,
+)
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import (
+    m_grouped_fp8_fp4_gemm_nt_contiguous as m_grouped_fp8_fp4_gemm_nt_contiguous,
+)
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import m_grouped_fp8_fp4_gemm_nt_masked as m_grouped_fp8_fp4_gemm_nt_masked
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nn_contiguous as m_grouped_fp8_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked

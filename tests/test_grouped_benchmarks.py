@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import all as all_suites
-from benchmarks import k_grouped, moe_mlp, ragged_dot
-from tests.cases import KGrouped, MoeMlp, RaggedDot
+from benchmarks import k_grouped, m_grouped_fp8_fp4, moe_mlp, ragged_dot
+from tests.cases import KGrouped, MGrouped, MoeMlp, RaggedDot
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,14 @@ def test_all_suites_in_order():
     dense, jit = all_suites.timing(["dense", "jit"], "there", ["--commit", "x"], True)
     assert dense[3:] == ["dense", "--peers", "--json", "there/dense.json", "--commit", "x"]
     assert jit[3:] == ["jit", "--json", "there/jit.json", "--commit", "x"]
+
+
+def test_m_grouped_fp8_fp4_suite():
+    """Our result passes its guard; with two scales exchanged it does not."""
+    case = MGrouped("m_grouped_fp8_fp4_gemm_nt_masked", 2, 12, 136, 256, drawn=True)
+    operands = m_grouped_fp8_fp4.operands(case)
+    check = m_grouped_fp8_fp4.checker(case, operands)
+    assert check(m_grouped_fp8_fp4.SUITE.ours(operands).result()) is None
+    moved = operands._replace(b_scale=operands.b_scale[::-1])
+    assert check(m_grouped_fp8_fp4.SUITE.ours(moved).result()) is not None
+    assert m_grouped_fp8_fp4.SUITE.peers[0].prepare(operands).result().shape == (2, 512, 136)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig, ceil_div
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT
 
@@ -48,12 +49,12 @@ class Problem(NamedTuple):
     def table_bytes(self) -> int:
         return table_bytes(self.groups)
 
-    def fits(self, tile: GemmConfig) -> bool:
+    def fits(self, tile: GemmConfig | Fp4SwappedConfig) -> bool:
         """Whether the kernel can count its tiles, whatever the device says; rows in any order make the most."""
         most = ceil_div(self.m, tile.tile_m) * (self.groups if self.kind == "IndexGroups" else 1) + self.groups
         return most * ceil_div(self.n, tile.tile_n) < 2**31
 
-    def grid(self, tile: GemmConfig) -> int:
+    def grid(self, tile: GemmConfig | Fp4SwappedConfig) -> int:
         """Blocks of the persistent grid: whole clusters, no more than there are processors or, mostly, tiles for."""
         tiles = (ceil_div(self.m, tile.tile_m) + self.groups) * ceil_div(self.n, tile.tile_n)
         return min(tiles, max(1, self.num_sms // tile.cluster)) * tile.cluster

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jax_deepgemm import compile as compiler
 from jax_deepgemm import (
@@ -20,6 +21,7 @@ from jax_deepgemm import (
     k_grouped_bf16_gemm_tn_contiguous,
     k_grouped_cast_to_fp8,
     k_grouped_fp8_gemm_tn_contiguous,
+    m_grouped_fp8_fp4_gemm_nt_contiguous,
     set_num_sms,
     set_target,
 )
@@ -31,7 +33,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.target import H100
-from tests import fp4, helpers, k_grouped
+from tests import fp4, helpers, k_grouped, m_grouped
 from tests.bf16 import GEMMS
 from tests.gpu import bf16_problems, casts, moe_cases, skip_head_mid
 from tests.gpu.native import native
@@ -76,6 +78,15 @@ FP4_CASES = (
     (Fp4SwappedConfig(128, 24, split_k=2), 2),
 )
 
+# With layouts of five groups: by their ends, some of them none, and by rows.
+M_GROUPED_FP4_CASES = (
+    (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), True),
+    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), False),
+    (Fp4SwappedConfig(64, 16, 3), False),
+    (Fp4SwappedConfig(128, 24, split_k=2), True),
+)
+ENDS = (20, -5, 2**31 - 1, 40, 60)
+
 # Sizes that are nonsense, and some that end inside blocks. For racecheck they are whole: the warp that clears rows
 # behind a group arrives by one lane.
 K_GROUPED_SIZES = ((100, 2**31 - 1, -7, 60), (0, 16, 128, 89))
@@ -112,6 +123,7 @@ def main(*arguments: str) -> None:
     moe_cases.check()
     print("experts are right", flush=True)
     with_fp4_weights()
+    with_fp4_weights_of_groups()
     with_groups_along_k(WHOLE_SIZES if "every-thread-arrives" in arguments else K_GROUPED_SIZES)
 
 
@@ -146,6 +158,25 @@ def with_fp4_weights() -> None:
             run = native(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), a, b, config=config)
         assert_close(run(a, b), fp4.oracle(a, b, recipe=recipe))
         print(config, "is right", flush=True)
+
+
+def with_fp4_weights_of_groups() -> None:
+    m = 77
+    clamped = np.maximum.accumulate(np.clip(ENDS, 0, m))
+    by_ends = m_grouped.index_of(np.diff(clamped, prepend=0), 0)
+    by_rows = np.random.default_rng(0).integers(-2, 7, m).astype(np.int32)
+    by_rows[:20] = 1
+    for (config, psum), (use_ue8m0, recipe) in zip(M_GROUPED_FP4_CASES, itertools.cycle(fp4.KINDS.values())):
+        a, b = m_grouped.operands(m, 136, 416, len(ENDS), "fp8_fp4", use_ue8m0=use_ue8m0, recipe=recipe)
+        layout = jnp.asarray(ENDS if psum else by_rows, jnp.int32)
+        gemm = functools.partial(
+            m_grouped_fp8_fp4_gemm_nt_contiguous, use_psum_layout=psum, recipe=recipe, config=config
+        )
+        with set_target(TARGET), set_num_sms(2):
+            run = native(gemm, a, b, layout)
+        wanted = m_grouped.oracle(*m_grouped.dequantised(a, b), by_ends if psum else by_rows)
+        assert_close(run(a, b, layout), wanted)
+        print(config, "is right, with groups", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from jax_deepgemm import (
+    cast_back_from_fp4,
     m_grouped_fp8_gemm_nt_contiguous,
     moe_mlp,
     moe_permute,
     moe_unpermute,
     per_block_cast_to_fp8,
+    per_token_cast_to_fp4,
 )
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, row_dots, sort_by_expert, unpermute_rows
@@ -263,4 +265,21 @@ def test_moe_mlp_of_quantised_weights():
     with jax.default_matmul_precision("highest"):
         wanted = moe.moe_mlp(x, idx, weights, w13, w2)
     assert 0.01 < relative_error(results[0], np.asarray(wanted).astype(np.float64)) < 0.1
+    assert all_same(results)
+
+
+@pytest.mark.parametrize("use_ue8m0, gran_k", [(True, 32), (False, 32), (False, 128)])
+def test_moe_mlp_of_fp4_weights(use_ue8m0, gran_k):
+    x, idx, weights, w13, w2, _ = block_arrays()
+
+    def cast(w):
+        return jax.vmap(lambda v: per_token_cast_to_fp4(v, use_ue8m0=use_ue8m0, gran_k=gran_k))(w)
+
+    pairs = jax.jit(lambda *w: [cast(v) for v in w])(w13, w2)
+    run = native(moe_mlp, x, idx, weights, *pairs, calls=6)
+    results = run.many(20, x, idx, weights, *pairs)
+    wide = [jax.vmap(lambda *p: cast_back_from_fp4(p, gran_k=gran_k))(*pair) for pair in pairs]
+    with jax.default_matmul_precision("highest"):
+        wanted = moe.moe_mlp(x, idx, weights, *wide)
+    assert 0.01 < relative_error(results[0], np.asarray(wanted).astype(np.float64)) < 0.06
     assert all_same(results)
