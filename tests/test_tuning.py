@@ -259,6 +259,7 @@ MODELS = {
     "scan and remat": (jax.grad(scanned), 2),
     "cond": (lambda x, w: jax.lax.cond(x[0, 0] > 0, loss, lambda x, w: 2.0 * loss(x[:32], w).astype(x.dtype), x, w), 2),
     "vmap": (jax.vmap(loss, (None, 0)), 1),
+    "vmap of both": (lambda x, w: jax.vmap(loss)(jnp.stack([x, x]), jnp.stack([w, w])), 1),
     "settings": (lambda x, w: (loss(x, w), with_few(x, w)), 2),
 }
 

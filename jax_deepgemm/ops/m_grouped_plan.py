@@ -19,13 +19,15 @@ MOST_GROUPS = 1024  # whose table leaves room for a pipeline
 
 
 class Problem(NamedTuple):
-    """`m`: rows of all groups together, and of none. `rows`: those that a group is expected to have."""
+    """`m`: rows of all groups together, and of none. `rows`: those that a group is expected to have; `expected`: by the
+    caller."""
 
     m: int
     n: int
     k: int
     groups: int
     rows: int
+    expected: bool
     kind: str  # how the device tells the groups' rows: cuda/common/group_table.cuh
     out_bytes: int
     num_sms: int
@@ -35,7 +37,7 @@ class Problem(NamedTuple):
     def heuristics(self) -> tuple[int, bool, int, int, int, int, int, int]:
         return (
             self.rows,
-            self.kind == "MaskedGroups",
+            self.expected,
             self.groups,
             self.n,
             self.k,
@@ -91,6 +93,9 @@ def problem_of(
     if len(lead) == 2:
         kind, rows = "MaskedGroups", min(params["expected_m"], lead[1])
     else:
-        kind, rows = "PsumGroups" if params["use_psum_layout"] else "IndexGroups", ceil_div(m, groups)
+        kind = "PsumGroups" if params["use_psum_layout"] else "IndexGroups"
+        rows = params.get("expected_m", ceil_div(m, groups))
+    expected, rows = "expected_m" in params, max(1, rows)
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    return Problem(m, n, k, groups, max(1, rows), kind, out_bytes, num_sms, target.smem_bytes - table_bytes(groups))
+    smem_bytes = target.smem_bytes - table_bytes(groups)
+    return Problem(m, n, k, groups, rows, expected, kind, out_bytes, num_sms, smem_bytes)
