@@ -72,6 +72,8 @@ class Op:
     configs: the classes of the parameter `config`, which overrides the choice of the heuristics: frozen dataclasses of
         numbers and strings that check themselves. Without one, the operation has no such parameter.
     ranked: as `plan`, but -> the configurations that the heuristics know for the problem, the best first.
+    typical: `(avals, params)` -> {operand: array} with which to measure configurations, of operands that say what is to
+        be done. The others are random numbers. None: all are.
     operand_layouts, result_layouts: `(avals, params)` -> for each, minor-to-major order or None for row-major; `avals`
         are the operands' in both. Asked of XLA where the kernel runs.
     aliases: `(avals, params)` -> {operand: result} that share a buffer.
@@ -92,6 +94,7 @@ class Op:
     plan: Callable[[Avals, Avals, Params, Target, Config], Launch | None]
     configs: tuple[type, ...] = ()
     ranked: Callable[[Avals, Avals, Params, Target, Config], Sequence[Any]] | None = None
+    typical: Callable[[Avals, Params], Mapping[int, np.ndarray]] | None = None
     operand_layouts: Callable[[Avals, Params], Layouts] | None = None
     result_layouts: Callable[[Avals, Params], Layouts] | None = None
     aliases: Callable[[Avals, Params], Mapping[int, int]] | None = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Launch
-from jax_deepgemm.op import Avals, Batched, Layouts, Params, Shaped, Stack
+from jax_deepgemm.op import Avals, Batched, Layouts, Params, Stack
 from jax_deepgemm.ops.gemm_result import alias_of, rounded
 from jax_deepgemm.target import Target
 
@@ -26,7 +26,7 @@ class Grouped(NamedTuple):
     plan: Callable[..., Launch | None]
     ranked: Callable[..., Sequence[Any]]
     groups: np.ndarray
-    avals: Sequence[Shaped]
+    avals: Sequence[Any]
     params: Mapping[str, Any]
 
 

@@ -33,7 +33,9 @@ def ranked(
 ) -> Sequence[Bf16GemmConfig]:
     """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
     problem = _problem(avals, out_avals, params, target, config)
-    return [] if problem is None else sm90_m_grouped.ranked_bf16(_order(params), *problem.heuristics)
+    if problem is None:
+        return []
+    return [c for c in sm90_m_grouped.ranked_bf16(_order(params), *problem.heuristics) if problem.fits(c)]
 
 
 def _order(params: Mapping[str, Any]) -> str:

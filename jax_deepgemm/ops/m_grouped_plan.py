@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -99,3 +99,15 @@ def problem_of(
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
     smem_bytes = target.smem_bytes - table_bytes(groups)
     return Problem(m, n, k, groups, rows, expected, kind, out_bytes, num_sms, smem_bytes)
+
+
+def typical_groups(avals: Sequence[Shaped], params: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """`Op.typical` of all m-grouped GEMMs: groups with the rows that are expected, or that share them out evenly."""
+    m, groups, last = avals[0].shape[-2], avals[-2].shape[0], len(avals) - 1
+    if "use_psum_layout" not in params:
+        layout = np.full(groups, min(params["expected_m"], m))
+    elif params["use_psum_layout"]:
+        layout = np.arange(1, groups + 1) * m // groups
+    else:
+        layout = np.arange(m) * groups // m
+    return {last: layout.astype(np.int32)}
