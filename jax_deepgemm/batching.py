@@ -1,5 +1,5 @@
-"""vmap of an operation: the batch folds into a dimension where the operation's factors allow it; else the operation may
-have a launch for a batch; else it is a loop."""
+"""vmap of an operation: the batch folds into a dimension where the operation's factors allow it, or the operation has a
+launch for a batch; else it is a loop."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ def batch(
     at_once: of operands with the batch in front, the results, with the batch in front; or None where that cannot be.
     """
     size = next(x.shape[d] for x, d in zip(operands, axes, strict=True) if d is not None)
+    if isinstance(size, int) and size == 1:
+        results = bind(*(x if d is None else jnp.squeeze(x, d) for x, d in zip(operands, axes, strict=True)))
+        return [jnp.expand_dims(x, 0) for x in results], [0] * len(results)
     factor = _fold_into(factors, axes) if factors is not None and size > 0 else None
     if at_once and (factor is None or before_folding) and _repeats_little(operands, axes, size):
         results = at_once(*_in_front(operands, axes, size))

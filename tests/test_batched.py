@@ -94,6 +94,13 @@ def test_inner_axes_and_a_batch_of_batches(layout):
     assert calls(nested, *split) == [(6, 24, 40)]
 
 
+def test_a_batch_of_one_is_none():
+    a, b, c = given("nt", batch=1)
+    function = jax.vmap(lambda a, b, c: bf16_gemm_nt(a, b, c=c, out_dtype=F32))
+    assert calls(function, a, b, c) == [(24, 40)]
+    assert_close(function(a, b, c)[0], oracle("nt", a[0], b[0], c[0]))
+
+
 def test_what_is_not_batched_is_repeated_if_it_is_small():
     a, b = (stack(x) for x in zip(*(operands(16, 136, 144, seed=s) for s in range(2)), strict=True))
     for one, loops in ((16, False), (400, True)):

@@ -17,6 +17,7 @@ from jax_deepgemm.ops import batched_bf16_gemm, batched_fp8_gemm
 from tests.bf16 import GEMMS
 from tests.deviceless import LAUNCH, moves
 from tests.helpers import BLOCKS, ROWS
+from tests.kernels import check_resources
 from tests.linear import step_of
 from tests.test_deviceless import compiled
 
@@ -59,6 +60,20 @@ def test_launches():
         second = how.ranked(operands, out, params, H100, Config())[1]
         tuned = how.plan(operands, out, params | {"config": second}, H100, Config())
         assert type(second) in how.configs and tuned.kernel != launch.kernel
+
+
+def test_kernels_compile_without_spills():
+    """Of the one kind of groups that no other operation has so: their ends, and how many rows are expected."""
+
+    def threads_and_pool(kernel):
+        return int(dict(kernel.template)["kMathGroups"]) * 128 + 128, 0
+
+    params = {"layout": "nn", "out_dtype": jnp.dtype(jnp.bfloat16), "config": None}
+    kernels = []
+    for m in (16, 200, 2048):
+        operands, out = avals("nn", 8, m, 1024, 512), [jax.ShapeDtypeStruct((8, m, 1024), jnp.bfloat16)]
+        kernels.append(batched_bf16_gemm.BATCHED.plan(operands, out, params, H100, Config()).kernel)
+    check_resources(kernels, threads_and_pool)
 
 
 @pytest.mark.parametrize("layout", GEMMS)
