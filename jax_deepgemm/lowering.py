@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import mlir
 
@@ -64,13 +65,26 @@ def lower_cuda(
         warn_once(f"jax_deepgemm runs its operations by reference, slowly: {error}")
         return reference()
     _native.ensure_registered()
+    given = list(
+        zip(
+            operands,
+            avals,
+            op.operand_layouts(avals, params) if op.operand_layouts else [None] * len(avals),
+            strict=True,
+        )
+    )
+    aliases = dict(op.aliases(avals, params)) if op.aliases else {}
+    for position, value in sorted(op.inserted(avals, params).items()) if op.inserted else ():
+        given.insert(position, (mlir.ir_constant(value), ShapedArray(value.shape, value.dtype), None))
+        aliases = {operand + (operand >= position): result for operand, result in aliases.items()}
+    values, types, layouts = zip(*given, strict=True)
     lower = jax.ffi.ffi_lowering(
         _native.TARGET,
-        operand_layouts=op.operand_layouts and op.operand_layouts(avals, params),
+        operand_layouts=layouts,
         result_layouts=op.result_layouts and op.result_layouts(avals, params),
-        operand_output_aliases=dict(op.aliases(avals, params)) if op.aliases else None,
+        operand_output_aliases=aliases or None,
     )
-    return lower(ctx, *operands, **launch.attributes(binary))
+    return lower(ctx.replace(avals_in=types), *values, **launch.attributes(binary))
 
 
 def _describe(launch: Launch, arch: str) -> str:
