@@ -35,7 +35,7 @@ def emulated(*, target: Target = SMALL, seed: int = 0, changes: Changes = ()) ->
             op = primitive.OPS[which]
             avals = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
             results = list(op.abstract_eval(avals, **params))
-            launch = op.plan(avals, results, params, target, settings)
+            launch = op.plan(avals, results, params, settings.target or target, settings)
             assert launch is not None, f"no kernel takes {op.name}"
             kernels.append(launch.kernel.stem)
             return _run(op, launch, operands, avals, results, params, seed=seed, changes=changes)

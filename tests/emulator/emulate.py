@@ -197,8 +197,8 @@ def _library(kernel: Kernel, changes: Changes = ()) -> ctypes.CDLL:
     digest = hashlib.sha256(text.encode())
     for path in sorted([*sources.rglob("*.cuh"), *_HERE.rglob("*.h"), *_HERE.rglob("*.cuh")]):
         digest.update(path.read_bytes())
-    folder = pathlib.Path(tempfile.gettempdir()) / f"jax_deepgemm_emulator_{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = compile.cache_folder() or sources
+    folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"{kernel.stem}-{digest.hexdigest()[:16]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory() as work:
