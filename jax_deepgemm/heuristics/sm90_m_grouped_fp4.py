@@ -12,6 +12,9 @@ from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig, Scales
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.sm90_m_grouped import about, width_of
 
+MOST_COLUMNS = {64: 128, 128: 64, 192: 64, 256: 32}  # of swapped tiles, by rows: beyond, kernels spill
+MOST_SPLIT_COLUMNS = 48  # of those of 128 rows
+
 
 @functools.lru_cache(maxsize=4096)
 def fp8_fp4_gemm(
@@ -48,4 +51,11 @@ def ranked(
         width = width_of(c, groups, n)
         return sum(sm90_fp4.estimate_us(c, m, width, k, scales, out_bytes, num_sms) for m in sizes)
 
-    return sorted((c for c in found if sm90_fp4.fits(c, scales, out_bytes, smem_bytes)), key=price)
+    fitting = (c for c in found if sm90_fp4.fits(c, scales, out_bytes, smem_bytes) and not _spills(c))
+    return sorted(fitting, key=price)
+
+
+def _spills(c: Fp4GemmConfig | Fp4SwappedConfig) -> bool:
+    if not isinstance(c, Fp4SwappedConfig):
+        return False
+    return c.columns > MOST_COLUMNS[c.rows] or (c.rows == 128 and c.split_k > 1 and c.columns > MOST_SPLIT_COLUMNS)

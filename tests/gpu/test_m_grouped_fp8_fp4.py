@@ -89,8 +89,6 @@ def test_configuration(config, psum):
 def test_scales(config, use_ue8m0, recipe):
     index, layout = layout_of(((40, 3, 0, 90), 5), True)
     a, b, rows, values = problem(len(index), 4, 264, 672, use_ue8m0, recipe)
-    if getattr(config, "tile_scales", False) and not use_ue8m0:
-        pytest.skip("UE8M0 only")
     function = functools.partial(nt, use_psum_layout=True, config=config, recipe=recipe, out_dtype=jnp.float32)
     check(native(function, a, b, layout)(a, b, layout), m_grouped.oracle(rows, values, index))
 
