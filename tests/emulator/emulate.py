@@ -58,7 +58,7 @@ _REPLACED: dict[str, tuple[tuple[str, str], ...]] = {
             " static_cast<u32>(std::bit_cast<u16>(static_cast<_Float16>(high))) << 16;",
         ),
     ),
-    "common/fp4_decode.cuh": ((r'asm\("prmt[^;]*;"[^;]*;', "bytes = byte_permute(low, high, nibbles);"),),
+    "common/fp4_decode.cuh": ((r'asm\("prmt[^;]*;"[^;]*;', "bytes = __byte_perm(low, high, nibbles);"),),
     "common/gemm_epilogue.cuh": (
         (
             r'asm volatile\("stmatrix.*?: "memory"\);',

@@ -59,6 +59,16 @@ inline unsigned __vmaxu2(unsigned a, unsigned b) {
 inline unsigned __vminu2(unsigned a, unsigned b) {
     return min(a & 0xffffu, b & 0xffffu) | min(a >> 16, b >> 16) << 16;
 }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned nibbles) {
+    const std::uint64_t bytes = static_cast<std::uint64_t>(high) << 32 | low;
+    unsigned result = 0;
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned nibble = nibbles >> 4 * i & 15, byte = bytes >> 8 * (nibble & 7) & 0xff;
+        result |= (nibble & 8 ? (byte & 0x80 ? 0xffu : 0u) : byte) << 8 * i;
+    }
+    return result;
+}
+
 template <class T>
 T atomicAdd(T* at, std::type_identity_t<T> v) { return std::exchange(*at, *at + v); }
 template <class T>
@@ -131,16 +141,6 @@ inline unsigned to_e4m3(float v) {
     int eighths = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
     if (eighths == 16) eighths = 8, ++exponent;
     return sign | (exponent + 7) << 3 | (eighths - 8);
-}
-
-inline unsigned byte_permute(unsigned low, unsigned high, unsigned nibbles) {
-    const std::uint64_t bytes = static_cast<std::uint64_t>(high) << 32 | low;
-    unsigned result = 0;
-    for (unsigned i = 0; i < 4; ++i) {
-        const unsigned nibble = nibbles >> 4 * i & 15, byte = bytes >> 8 * (nibble & 7) & 0xff;
-        result |= (nibble & 8 ? (byte & 0x80 ? 0xffu : 0u) : byte) << 8 * i;
-    }
-    return result;
 }
 
 // Four matrices of 8 rows of 16 bytes: lane 8 i + r says where row r of matrix i goes.

@@ -25,6 +25,7 @@ constexpr unsigned kSharedBytes = 256 * 1024, kStackBytes = 128 * 1024, kLanes =
 
 struct Meeting {  // of so many threads
     unsigned arrived = 0, generation = 0;
+    bool every = true, decided = true;  // whether all who have come agree; and who came before
 };
 
 struct Cta;
@@ -116,6 +117,14 @@ inline void meet(Meeting& meeting, unsigned count, bool wait = true) {
     } else if (wait) {
         wait_until([&meeting, generation] { return meeting.generation != generation; });
     }
+}
+
+// Whether all agree.
+inline bool agree(Meeting& meeting, unsigned count, bool mine) {
+    meeting.every = meeting.every && mine;
+    if (meeting.arrived + 1 == count) meeting.decided = std::exchange(meeting.every, true);
+    meet(meeting, count);
+    return meeting.decided;
 }
 
 inline unsigned lane() { return self().index % kLanes; }

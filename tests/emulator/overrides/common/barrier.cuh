@@ -74,6 +74,9 @@ inline void fence_barrier_init() {}
 inline void fence_async_proxy() {}
 inline void named_barrier_sync(u32 id, u32 threads) { emu::meet(emu::self().cta->barriers[id], threads); }
 inline void named_barrier_arrive(u32 id, u32 threads) { emu::meet(emu::self().cta->barriers[id], threads, false); }
+inline bool named_barrier_all(u32 id, u32 threads, bool condition) {
+    return emu::agree(emu::self().cta->barriers[id], threads, condition);
+}
 inline u32 cluster_rank() { return emu::self().cta->rank; }
 inline void cluster_sync() { emu::meet(emu::machine.meeting, emu::machine.fibers.size()); }
 inline void cluster_sync_relaxed() { cluster_sync(); }
