@@ -59,7 +59,7 @@ struct Fp4SwappedFeed {
     struct Cursor {
         typename Walk::OwnPace walk;
         u32 index, unit;
-        u32 known = ~0u, column;  // a tile, and its first column
+        u32 known = ~0u, token;  // a tile, and its first token
 
         __device__ __forceinline__ Cursor(const Walk& walk, u32 first) : walk(walk), index(walk.first), unit(first) {
             find_tile();
@@ -72,11 +72,11 @@ struct Fp4SwappedFeed {
             return index != before;
         }
 
-        // The tile's first column. To find it among groups for every unit would take longer than the scales do.
-        __device__ __forceinline__ u32 tokens() {
+        // The tile's first token. To find it among groups for every unit would take a good part of a unit's time.
+        __device__ __forceinline__ u32 first_token() {
             if constexpr (!Walk::kStacked) return walk.corner(index).column;
-            if (known != index) known = index, column = walk.corner(index).column;
-            return column;
+            if (known != index) known = index, token = walk.corner(index).column;
+            return token;
         }
 
         // Whether it comes to another tile.
@@ -158,7 +158,7 @@ struct Fp4SwappedFeed {
         for (Cursor at(walk, turn); at.valid(); at.advance()) {
             Barrier& full = shared.full(stage);
             shared.empty(stage).wait(phase ^ 1);
-            copy_token_scales(scales_a, stage, at.unit, at.tokens(), group * 32 + lane);
+            copy_token_scales(scales_a, stage, at.unit, at.first_token(), group * 32 + lane);
             full.arrive_after_async_copies();
             async_copy_wait<Layout::kAhead - 1>();
             const u8* const raw = lane_raw + copies.slot * Layout::kRawBytes;  // the next to be written to

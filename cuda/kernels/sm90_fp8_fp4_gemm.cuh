@@ -253,12 +253,11 @@ struct Sm90Fp8Fp4Gemm {
         // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
         // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.
         constexpr bool kTwoFeed = Config::kFeedGroups == 2;
-        constexpr bool kMovesRegisters =
-            kGroups == 2 && kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
+        constexpr bool kMovesRegisters = kGroups == 2 && kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
         if (warp >= kMathWarps) {
             if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
             const u32 thread = threadIdx.x - kMathWarps * 32;
-            const Feed feed{shared,     Walk(shared, m, n, k), scales_a,    scales_b, m, n,
+            const Feed feed{shared,     Walk(shared, m, n, k), scales_a,          scales_b,   m, n,
                             row_scales, thread,                warp - kMathWarps, thread % 32};
             feed.run(weights_map, tokens_map);
             // They are done with the last tile while it is still multiplied and stored.
