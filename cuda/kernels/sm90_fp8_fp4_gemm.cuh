@@ -10,6 +10,8 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/fp4_feed.cuh"
+#include "common/fp4_late_feed.cuh"
+#include "common/fp4_late_loop.cuh"
 #include "common/fp4_layout.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_walk.cuh"
@@ -24,6 +26,7 @@ struct Sm90Fp8Fp4Gemm {
     using Epilogue = GemmEpilogue<Config, ScaledFp8<Config>, Shared>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
+    using Feed = typename Fp4FeedOf<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
     static constexpr u32 kMathThreads = kGroups * 128;
@@ -160,9 +163,19 @@ struct Sm90Fp8Fp4Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            bool late = Config::kTileScales;  // whether B's scales are left for the tile's end; if so, in all of its K
+            constexpr bool kLateLoop = requires { Config::kUnroll; };
+            u32 done = 0;  // blocks of K
+            if constexpr (kLateLoop) {
+                shared.full(pipe.stage).wait(pipe.phase);
+                if (common(shared, pipe.stage, 1) == kCommonToTile) {
+                    Fp4LateLoop<Sm90Fp8Fp4Gemm>::template run<Config::kUnroll>(
+                        shared, sum, pipe, wgmma_tile(shared_address(shared.base)), walk.k_blocks, group, at, lane);
+                    done = walk.k_blocks;
+                }
+            }
+            bool late = Config::kTileScales && !kLateLoop;  // whether B's scales are left for the tile's end; if so, in all of its K
 #pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
-            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+            for (u32 i = done; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
                 shared.full(pipe.stage).wait(pipe.phase);
                 u32 all = kCommonToTile;
@@ -254,7 +267,7 @@ __global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 
     if (warp >= kMathWarps) {
         if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
         const u32 thread = threadIdx.x - kMathWarps * 32;
-        const Fp4Feed<Config> feed{shared,           GemmWalk<Config>(m, n, k), scales_a,   scales_b, m, n, row_scales,
+        const typename Gemm::Feed feed{shared,           GemmWalk<Config>(m, n, k), scales_a,   scales_b, m, n, row_scales,
                                    thread, warp - kMathWarps, thread % 32};
         feed.run(weights_map, tokens_map);
     } else {

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
 
-MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
+MOST_COLUMNS_ALONE = {64: 160, 128: 160, 192: 112, 256: 128}
+"""By rows, of a block whose scales are all in registers beside sums and product."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,9 @@ class GemmConfig1d1d(GemmConfig):
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        if self.ahead == 1 and self.columns > MOST_COLUMNS_ALONE:
-            raise ValueError(f"`columns` must be at most {MOST_COLUMNS_ALONE} where `ahead` is 1, got {self}")
+        most = MOST_COLUMNS_ALONE.get(self.rows, 0)
+        if self.ahead == 1 and self.columns > most > 0:
+            raise ValueError(f"`columns` must be at most {most} where `ahead` is 1, got {self}")
         if self.carry not in (0, 1, 2) or (self.carry and (self.rows, self.ahead) != (256, 1)):
             raise ValueError(f"`carry` must be 0, 1 or 2, and 0 unless `rows` is 256 and `ahead` 1, got {self}")
         alone = self.ahead and self.rows == 128 and self.cluster == 1

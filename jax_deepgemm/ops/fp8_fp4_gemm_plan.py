@@ -142,6 +142,7 @@ def _by_feeding_warps(
         ("kScaleN", 1),
         ("kTileScales", tile.tile_scales),
         ("Scales", scales.name),
+        *([("kUnroll", tile.unroll)] if tile.unroll else []),
     )
     threads = (tile.math_groups + tile.feed_groups) * 128
     kernel = Kernel("sm90_fp8_fp4_gemm", arguments)
