@@ -130,6 +130,8 @@ class _Parts(NamedTuple):
 def _by_feeding_warps(
     tile: Fp4GemmConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool
 ) -> _Parts:
+    if tile.unroll and scales != UE8M0_BY_32:
+        raise ValueError(f"`unroll` must be 0 where weights are not scaled by UE8M0 per (1, 32), got {tile}")
     packed_stages, store, shared_memory = tile.fp4_layout(out_bytes, smem_bytes, scales)
     if packed_stages < 2:
         raise ValueError(
@@ -171,6 +173,7 @@ def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, sme
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
         ("Scales", scales.name),
+        *([("kPipelined", True)] if tile.pipelined else []),
     )
     kernel = Kernel("sm90_fp8_fp4_gemm_swapped", arguments)
     return _Parts(kernel, tile.threads, shared_memory, tile.columns, tile.rows, tile.rows, ())
