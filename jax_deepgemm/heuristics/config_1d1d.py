@@ -34,7 +34,9 @@ class GemmConfig1d1d(GemmConfig):
             raise ValueError(f"`carry` must be 0, 1 or 2, and 0 unless `rows` is 256 and `ahead` 1, got {self}")
         alone = self.ahead and self.rows == 128 and self.cluster == 1
         if self.half_tiles and not alone:
-            raise ValueError(f"`half_tiles` must be False unless `rows` is 128, `ahead` positive, no cluster, got {self}")
+            raise ValueError(
+                f"`half_tiles` must be False unless `rows` is 128, `ahead` positive, no cluster, got {self}"
+            )
         super().__post_init__()
 
     def store(self, out_bytes: int, smem_bytes: int) -> Store:
@@ -45,6 +47,10 @@ class GemmConfig1d1d(GemmConfig):
         needed = ceil_div(boxes, in_stage) + (2 if self.ahead and self.waves == 1 else 0)
         if self.stores_by_tma and not rest and self._stages(0, smem_bytes) >= needed:
             return Store(128, 0)
+        if self.carry:
+            raise ValueError(
+                f"`carry` must be 0 where the result does not leave through the ring of stages, got {self}"
+            )
         return super().store(out_bytes, smem_bytes)
 
     @property

@@ -49,7 +49,9 @@ class Fp4SwappedConfig:
             raise ValueError(f"`columns` must be a multiple of 8 up to {most}, got {self}")
         most = next((c for r, c in PIPELINED_COLUMNS if self.registers >= r), 0)
         if self.pipelined and self.columns > most:
-            raise ValueError(f"`columns` must be at most {most} where `pipelined` is True, as registers allow, got {self}")
+            raise ValueError(
+                f"`columns` must be at most {most} where `pipelined` is True, as registers allow, got {self}"
+            )
         if self.split_k > 8:
             raise ValueError(f"`split_k` must be at most 8, got {self.split_k}")
 

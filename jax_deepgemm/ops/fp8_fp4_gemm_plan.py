@@ -130,8 +130,6 @@ class _Parts(NamedTuple):
 def _by_feeding_warps(
     tile: Fp4GemmConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool
 ) -> _Parts:
-    if tile.unroll and scales != UE8M0_BY_32:
-        raise ValueError(f"`unroll` must be 0 where weights are not scaled by UE8M0 per (1, 32), got {tile}")
     packed_stages, store, shared_memory = tile.fp4_layout(out_bytes, smem_bytes, scales)
     if packed_stages < 2:
         raise ValueError(
@@ -144,7 +142,7 @@ def _by_feeding_warps(
         ("kScaleN", 1),
         ("kTileScales", tile.tile_scales),
         ("Scales", scales.name),
-        *([("kUnroll", tile.unroll)] if tile.unroll else []),
+        *([("kUnroll", tile.unroll)] if tile.unroll and scales == UE8M0_BY_32 else []),
     )
     threads = (tile.math_groups + tile.feed_groups) * 128
     kernel = Kernel("sm90_fp8_fp4_gemm", arguments)
