@@ -74,6 +74,8 @@ def test_configurations_that_share_something_are_refused() -> None:
             KGroupedBf16Config(**{"rows": 128, "columns": 128} | fields)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="clusters of one CTA"):
         k_grouped_config.check(GemmConfig1d1d(128, 128, cluster_rows=2))
+    with pytest.raises(ValueError, match="`half_tiles` must be False"):
+        k_grouped_config.check(GemmConfig1d1d(128, 128, ahead=1, half_tiles=True))
     with pytest.raises(ValueError, match="must have room for two stages"):
         k_grouped_plan.bf16_launch(KGroupedBf16Config(128, 128), 4, 4096, 4096, 7168, 2, 132, 65536)
 
@@ -103,6 +105,18 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
         return 128 * (groups + 1), {1: 0, 2: 232 * 256 + 40 * 128, 3: 160 * 384 + 32 * 128}[groups]
 
     check_resources(golden.kernels(), threads_and_pool)
+
+
+def test_kernels_that_carry_scales_use_no_local_memory() -> None:
+    """By `config` alone. Of two waves, C is added by the L2 cache, or comes in boxes of a wave."""
+    problem = 4, 4096, 7168, 32768
+    launches = [
+        k_grouped_plan.fp8_launch(
+            GemmConfig1d1d(256, 128, ahead=1, carry=carry), *problem, out_bytes, 132, 220000, has_c=True
+        )
+        for carry, out_bytes in ((1, 4), (2, 2))
+    ]
+    check_resources([x.kernel for x in launches], lambda _: (384, 232 * 256 + 40 * 128))
 
 
 def test_kernels_of_the_cast_use_no_local_memory() -> None:

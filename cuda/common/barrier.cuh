@@ -133,6 +133,22 @@ __device__ __forceinline__ void named_barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Waits for all of them; whether `condition` holds for each.
+__device__ __forceinline__ bool named_barrier_all(u32 id, u32 threads, bool condition) {
+    u32 all;
+    asm volatile(
+        "{\n"
+        ".reg .pred each, every;\n"
+        "setp.ne.u32 each, %3, 0;\n"
+        "barrier.cta.red.and.pred every, %1, %2, each;\n"
+        "selp.u32 %0, 1, 0, every;\n"
+        "}\n"
+        : "=r"(all)
+        : "r"(id), "r"(threads), "r"(static_cast<u32>(condition))
+        : "memory");
+    return all != 0;
+}
+
 __device__ __forceinline__ u32 cluster_rank() {
     u32 rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

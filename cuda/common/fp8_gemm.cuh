@@ -26,6 +26,9 @@ template <class Config, class Scaling>
 struct Fp8ByRowsLoop;  // fp8_by_rows.cuh
 
 template <class Config, class Scaling>
+struct Fp8CarryLoop;  // fp8_carry.cuh
+
+template <class Config, class Scaling>
 struct Fp8Gemm {
     using Settings = Config;
     using Operands = typename Scaling::Operands;
@@ -95,11 +98,12 @@ struct Fp8Gemm {
                 const u32 count = Config::kHasC && !Layout::kAddsInL2 ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
-                full.arrive_expect_bytes(count * Layout::kRowsBytes);
+                full.arrive_expect_bytes(count * Layout::out_box_rows() * 128);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     load_result_box(corner, shared.out_box(pipe.stage, j), c_map, full,
-                                    corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
+                                    corner.column + (box + j) / Layout::out_boxes_down() * Layout::kOutBoxColumns,
+                                    corner.row + (box + j) % Layout::out_boxes_down() * Layout::out_box_rows(), policy);
                 }
             }
         }
@@ -376,15 +380,19 @@ struct Fp8Gemm {
         prepare(shared);
 
         // Three warpgroups start with 168 registers a thread, four with 128: 3 x 168 = 40 + 2 x 232, 4 x 128 = 32 + 3 x
-        // 160. Math warps that asked for more than the producer gives back would wait for ever.
+        // 160. Math warps that asked for more than the producer gives back would wait for ever. Scales of each row of B
+        // take the producer more than 32.
+        constexpr bool kFew = kGroups > 2 && Operands::kScalesPitch == 0;
         if (warp >= kMathWarps) {
-            if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();  // one has registers enough
+            if constexpr (kGroups > 1) registers_decrease<kFew ? 32 : 40>();  // one has registers enough
             if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
             if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
         } else {
-            if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
-            if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
+            if constexpr (kGroups > 1) registers_increase<(kGroups == 2 ? 232 : kFew ? 160 : 152)>();
+            if constexpr (requires { Config::kCarry; }) {
+                Fp8CarryLoop<Config, Scaling>::compute(shared, d_map, m, n, k);
+            } else if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
                 Fp8ByRowsLoop<Config, Scaling>::compute(shared, d_map, c, m, n, k);
             } else if constexpr (Config::kAhead > 0) {
                 Fp8Runs<Config, Scaling>::compute(shared, d_map, c, d, m, n, k);

@@ -15,14 +15,16 @@ struct Scales1d1d {
     // What is read, and multiplied, while the tensor cores work costs no time after them, but registers: the scale of
     // each accumulator, or else those of some columns, four at a time; the others follow as those are used up.
     static constexpr u32 kHeld = kAccumulators * (Config::kWaves + kBlocks);
-    static constexpr u32 kFree = Config::kMathGroups > 1 ? 200 : 224;
+    static constexpr u32 kFree = Config::kMathGroups == 3 ? 128 : Config::kMathGroups == 2 ? 200 : 224;
     static constexpr bool kAllAhead = kHeld + kBlocks * kAccumulators <= kFree && Config::kWaves == 1;
     static constexpr u32 kFours = kColumns / 16;
     static constexpr u32 kMost = kFree > kHeld ? (kFree - kHeld) / (4 * Config::kStageBlocks) : 0;
     static constexpr u32 kRoom = kMost > 2 ? kMost : 2;
     // Of a tile in two waves those that stay are good for both; all of them would spill.
     static constexpr bool kStay = Config::kAhead == 1 && Config::kWaves == 2;
-    static constexpr u32 kFoursAhead = kStay && kFours > 7 ? 7 : Config::kAhead == 1 || kRoom > kFours ? kFours : kRoom;
+    static constexpr u32 kFoursAhead = kStay && kFours > 7                                                           ? 7
+                                       : (Config::kAhead == 1 && Config::kMathGroups < 3) || kRoom > kFours ? kFours
+                                                                                                                : kRoom;
     static constexpr bool kReadsLate = !kAllAhead && kFoursAhead < kFours;
 
     // Of groups along K one without rows has a block beyond K.

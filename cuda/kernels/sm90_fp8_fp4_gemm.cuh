@@ -10,6 +10,8 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/fp4_feed.cuh"
+#include "common/fp4_late_feed.cuh"
+#include "common/fp4_late_loop.cuh"
 #include "common/fp4_layout.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_walk.cuh"
@@ -20,7 +22,7 @@ template <class Config>
 struct Sm90Fp8Fp4Gemm {
     using Layout = Fp4Layout<Config>;
     using Shared = Fp4SharedMemory<Config>;
-    using Feed = Fp4Feed<Config>;
+    using Feed = typename Fp4FeedOf<Config>::type;
     using Walk = typename Feed::Walk;
     using Epilogue = GemmEpilogue<Config, ScaledFp8<Config>, Shared>;
     using Pipeline = ::Pipeline<Config::kStages>;
@@ -162,9 +164,19 @@ struct Sm90Fp8Fp4Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            bool late = Config::kTileScales;  // whether B's scales are left for the tile's end; if so, in all of its K
+            constexpr bool kLateLoop = requires { Config::kUnroll; };
+            u32 done = 0;  // blocks of K
+            if constexpr (kLateLoop) {
+                shared.full(pipe.stage).wait(pipe.phase);
+                if (common(shared, pipe.stage, 1) == kCommonToTile) {
+                    Fp4LateLoop<Sm90Fp8Fp4Gemm>::template run<Config::kUnroll>(
+                        shared, sum, pipe, wgmma_tile(shared_address(shared.base)), walk.k_blocks, group, at, lane);
+                    done = walk.k_blocks;
+                }
+            }
+            bool late = Config::kTileScales && !kLateLoop;  // whether B's scales are left for the tile's end; if so, in all of its K
 #pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
-            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+            for (u32 i = done; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
                 shared.full(pipe.stage).wait(pipe.phase);
                 u32 all = kCommonToTile;

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
 
-MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
+MOST_COLUMNS_ALONE = {64: 160, 128: 160, 192: 112, 256: 128}
+"""By rows, of a block whose scales are all in registers beside sums and product."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,28 +18,49 @@ class GemmConfig1d1d(GemmConfig):
     Here `ahead` may be 1, also with 256 rows: blocks of K one by one, scales read before the product is issued.
     """
 
+    carry: int = 0  # of 256 rows, blocks of K in straight code, each reading the next one's scales; 0: none does
+    half_tiles: bool = False  # of 128 rows, half of which may lie beyond M: these are not multiplied
+
     LEAST_AHEAD: ClassVar[int] = 1
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 128, 256: 128}
 
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        if self.ahead == 1 and self.columns > MOST_COLUMNS_ALONE:
-            raise ValueError(f"`columns` must be at most {MOST_COLUMNS_ALONE} where `ahead` is 1, got {self}")
+        most = MOST_COLUMNS_ALONE.get(self.rows, 0)
+        if self.ahead == 1 and self.columns > most > 0:
+            raise ValueError(f"`columns` must be at most {most} where `ahead` is 1, got {self}")
+        if self.carry not in (0, 1, 2) or (self.carry and (self.rows, self.ahead) != (256, 1)):
+            raise ValueError(f"`carry` must be 0, 1 or 2, and 0 unless `rows` is 256 and `ahead` 1, got {self}")
+        alone = self.ahead and self.rows == 128 and self.cluster == 1
+        if self.half_tiles and not alone:
+            raise ValueError(
+                f"`half_tiles` must be False unless `rows` is 128, `ahead` positive, no cluster, got {self}"
+            )
         super().__post_init__()
 
     def store(self, out_bytes: int, smem_bytes: int) -> Store:
         """Through the ring of stages, without buffers, where whole boxes of 128 bytes do; else as `GemmConfig`."""
         boxes, rest = divmod(self.columns * out_bytes, 128)
-        in_stage = self.stage_blocks * (self.rows + self.columns) // self.rows
+        in_stage = self.stage_blocks * (self.rows + self.columns) // self.box_rows
+        boxes *= self.rows // self.box_rows
         needed = ceil_div(boxes, in_stage) + (2 if self.ahead and self.waves == 1 else 0)
         if self.stores_by_tma and not rest and self._stages(0, smem_bytes) >= needed:
             return Store(128, 0)
+        if self.carry:
+            raise ValueError(
+                f"`carry` must be 0 where the result does not leave through the ring of stages, got {self}"
+            )
         return super().store(out_bytes, smem_bytes)
 
     @property
+    def box_rows(self) -> int:
+        """Of a box in which C comes through the ring of stages."""
+        return self.rows // self.waves if self.carry else self.rows
+
+    @property
     def most_registers(self) -> int:
-        return {1: 224, 2: 192}[self.math_groups]
+        return {1: 224, 2: 192, 3: 128}[self.math_groups]
 
     def block_bytes(self) -> int:
         pitch = align(self.columns // 4 - 4, 8) + 4  # of the scales that a thread reads, four at once

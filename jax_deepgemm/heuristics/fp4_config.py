@@ -40,6 +40,7 @@ class Fp4GemmConfig(GemmConfig):
     decoded_stages: int = 3
     feed_groups: int = 1  # warpgroups that decode
     tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
+    unroll: int = 0  # blocks of K in straight code where they are, in a loop of their own; 0: there is none
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
     MOST_AHEAD: ClassVar[int] = 0
@@ -52,6 +53,11 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
         if self.tile_scales and self.split_k > 1:
             raise ValueError(f"`tile_scales` must be False where a cluster splits K, got {self}")
+        large = self.tile_scales and (self.rows, self.columns, self.stage_blocks, self.feed_groups) == (256, 128, 1, 1)
+        if self.unroll not in (0, 1, 2) or (self.unroll and not large):
+            raise ValueError(
+                f"`unroll` must be 0, 1 or 2, and 0 but for 256 x 128, `tile_scales`, stages of a block, got {self}"
+            )
         if self.feed_groups not in (1, 2):
             raise ValueError(f"`feed_groups` must be 1 or 2, got {self.feed_groups}")
         accumulators = self.columns // 2 * (self.waves + self.stage_blocks)

@@ -163,6 +163,7 @@ def _by_feeding_warps(
         ("kScaleN", 1),
         ("kTileScales", tile.tile_scales),
         ("Scales", scales.name),
+        *([("kUnroll", tile.unroll)] if tile.unroll and scales == UE8M0_BY_32 else []),
     )
     threads = (tile.math_groups + tile.feed_groups) * 128
     return Parts("", arguments, threads, shared_memory, tile.task_rows, (store,))
@@ -190,5 +191,6 @@ def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, sme
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
         ("Scales", scales.name),
+        *([("kPipelined", True)] if tile.pipelined else []),
     )
     return Parts("_swapped", arguments, tile.threads, shared_memory, tile.rows, ())

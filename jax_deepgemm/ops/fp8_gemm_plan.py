@@ -65,6 +65,14 @@ def problem_of(
     return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
+def switches(tile: GemmConfig) -> tuple[tuple[str, int | bool], ...]:
+    """Template arguments that a kernel has only where they are not the default."""
+    if not isinstance(tile, GemmConfig1d1d):
+        return ()
+    given = (("kCarry", tile.carry), ("kHalfTiles", tile.half_tiles))
+    return tuple(switch for switch in given if switch[1])
+
+
 def launch(
     tile: GemmConfig,
     m: int,
@@ -89,6 +97,7 @@ def launch(
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kUnroll", 1 if by_row else sm90.unroll(tile, m)),
+        *switches(tile),
     )
     if splits is not None:
         splits.check(tile, out_bytes, smem_bytes)
@@ -103,7 +112,8 @@ def launch(
         return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
 
     d_map = store_map(d, m, width, out_bytes, store)
-    c_map = output_map(c, m, n, out_bytes, (128 // out_bytes, tile.rows), 128) if has_c else d_map
+    box_rows = tile.box_rows if by_row else tile.rows
+    c_map = output_map(c, m, n, out_bytes, (128 // out_bytes, box_rows), 128) if has_c else d_map
     return Launch(
         kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", arguments),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),

@@ -31,6 +31,8 @@ CONFIGS = (
     Fp4GemmConfig(128, 128, split_k=2),
     Fp4GemmConfig(256, 128),
     Fp4GemmConfig(256, 128, tile_scales=True),
+    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1),
+    Fp4GemmConfig(256, 128, tile_scales=True, unroll=2),
     Fp4SwappedConfig(64, 8, 4, scale_warps=3),
     Fp4SwappedConfig(64, 16, 3),
     Fp4SwappedConfig(64, 24, split_k=3, scale_warps=2),
@@ -40,14 +42,23 @@ CONFIGS = (
     Fp4SwappedConfig(128, 128),
     Fp4SwappedConfig(192, 64, scale_warps=2),
     Fp4SwappedConfig(256, 16, split_k=4),
+    Fp4SwappedConfig(64, 16, 4, scale_warps=3, pipelined=True),
+    Fp4SwappedConfig(64, 64, 2, split_k=2, pipelined=True),
+    Fp4SwappedConfig(128, 64, scale_warps=2, pipelined=True),
+    Fp4SwappedConfig(192, 24, split_k=3, pipelined=True),
 )
 
 
 def described(config):
     """A pytest id."""
     if isinstance(config, Fp4SwappedConfig):
-        return f"{config.rows}x{config.columns}-swap-groups{config.k_groups}-split{config.split_k}"
-    return name(config) + "-late" * bool(config and config.tile_scales)
+        named = f"{config.rows}x{config.columns}-swap-groups{config.k_groups}-split{config.split_k}"
+        return named + "-pipelined" * config.pipelined
+    return (
+        name(config)
+        + "-late" * bool(config and config.tile_scales)
+        + f"-unroll{config.unroll}" * bool(config and config.unroll)
+    )
 
 
 EVERY_CONFIG = pytest.mark.parametrize("config", [None, *CONFIGS], ids=described)
