@@ -59,6 +59,16 @@ _REPLACED: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "common/fp4_decode.cuh": ((r'asm\("prmt[^;]*;"[^;]*;', "bytes = __byte_perm(low, high, nibbles);"),),
+    "common/fp4_late_feed.cuh": (
+        (
+            r'asm volatile\("ld.shared.v4.u32[^;]*;"[^;]*;',
+            "x = *reinterpret_cast<const uint4*>(emu::dynamic_shared() + address);",
+        ),
+        (
+            r'asm volatile\("st.shared.v4.u32[^;]*;"[^;]*;',
+            "*reinterpret_cast<uint4*>(emu::dynamic_shared() + address) = x;",
+        ),
+    ),
     "common/gemm_epilogue.cuh": (
         (
             r'asm volatile\("stmatrix.*?: "memory"\);',
