@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import all as all_suites
 from benchmarks import k_grouped, moe_mlp, ragged_dot
 from tests.cases import KGrouped, MoeMlp, RaggedDot
 
@@ -42,3 +43,13 @@ def test_k_grouped_suite(kind):
     assert check(result) is None and check(xla.prepare(operands).result()) is None
     assert check(result[::-1]) is not None and check(result - np.asarray(operands.c)) is not None
     assert case.sizes == {"groups": 3, "m": 40, "n": 72, "k": 1280}
+
+
+def test_all_suites_in_order():
+    from benchmarks.suites import SUITES
+
+    warmed = all_suites.warming({name: SUITES[name] for name in ("dense", "cast", "masked")})
+    assert [command[3:5] for command in warmed] == [["dense", "--warm-peers"], ["masked", "--warm-peers"]]
+    dense, jit = all_suites.timing(["dense", "jit"], "there", ["--commit", "x"], True)
+    assert dense[3:] == ["dense", "--peers", "--json", "there/dense.json", "--commit", "x"]
+    assert jit[3:] == ["jit", "--json", "there/jit.json", "--commit", "x"]

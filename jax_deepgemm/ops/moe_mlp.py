@@ -20,10 +20,11 @@ from jax_deepgemm.ops.grouped_matmul import (
     without_gradient,
 )
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous
+from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.moe_permute import MoePermutation, checked_experts, checked_weights, sorted_by_expert
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, unpermute_rows
 from jax_deepgemm.ops.stacked_casting import quantise_stack
-from jax_deepgemm.ops.swiglu import swiglu, swiglu_to_fp8
+from jax_deepgemm.ops.swiglu import swiglu
 from jax_deepgemm.ops.varying import varying_alike
 
 Weights = jax.Array | Quantized | tuple[jax.Array, jax.Array]
@@ -54,7 +55,8 @@ def moe_mlp(
     H and I are multiples of 8, in FP8 of 16. Returns [T, H] in the dtype of `x`. What lies between the products is
     rounded to that dtype; SwiGLU and sums are computed in float32. No expert needs to have any number of tokens, and
     nothing about them reaches the host. With quantised weights five kernels run: the sort; tokens quantised and copied
-    to their experts; the first product; SwiGLU, quantised; the second product; and the weighted sum.
+    to their experts; the first product, gated and quantised; the second product; and the weighted sum. (Six where
+    experts have fewer than 128 tokens on average, or I is no multiple of 128: SwiGLU is then one of its own.)
 
     It is differentiable in reverse mode with respect to `x`, `topk_weights` and weights that are not quantised already,
     in BF16 to any order; in FP8 rounding counts as the identity, and gradients are as those of `ragged_dot`.
@@ -123,13 +125,12 @@ def _in_fp8(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: Mo
     """Each row quantised once, where it is read anyway."""
     rows, _, ends = permutation
 
-    def product(a: Quantized, w: Any) -> jax.Array:
-        if not isinstance(w, Quantized):
-            (w,) = quantise_stack(w, straight=True, turned=False)
-        return m_grouped_fp8_gemm_nt_contiguous(a, w, ends, use_psum_layout=True, out_dtype=x.dtype)
+    def quantised(w: Any) -> Quantized:
+        return w if isinstance(w, Quantized) else quantise_stack(w, straight=True, turned=False)[0]
 
-    hidden = product(permute_rows_to_fp8(x, rows), w13)
-    return unpermute_rows(product(swiglu_to_fp8(hidden), w2), rows, weights)
+    gated = m_grouped_fp8_gemm_swiglu(permute_rows_to_fp8(x, rows), quantised(w13), ends, x.dtype)
+    y = m_grouped_fp8_gemm_nt_contiguous(gated, quantised(w2), ends, use_psum_layout=True, out_dtype=x.dtype)
+    return unpermute_rows(y, rows, weights)
 
 
 def _in_fp8_by_steps(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: MoePermutation) -> jax.Array:
