@@ -45,7 +45,7 @@ def _at_once(stack: Stack, operands: Sequence[jax.Array], params: Params) -> Seq
 class Batched:
     """A batch of problems as one launch. `avals` are those of a `Stack`; `params` are the operation's.
 
-    plan, configs, ranked, operand_layouts, aliases: as of `Op`. A batch for which `plan` is None is none of these.
+    plan, configs, ranked, operand_layouts, aliases: as of `Op`. Where there is no plan, there is no kernel.
     inserted: as of `Op`: what tells the kernel how the batch lies.
     rule: `(stack, operands, params)` -> results, or None where it is not to be so.
     before_folding: whether it is better than to fold the batch into a factor.
