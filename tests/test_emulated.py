@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
-from tests import helpers, m_grouped, moe
+from tests import bf16, helpers, m_grouped, moe
 from tests.bf16 import GEMMS
 from tests.emulator import SMALL, emulated
 from tests.emulator.emulate import EmulationError
@@ -71,6 +72,27 @@ def test_m_grouped(config: GemmConfig, psum: bool) -> None:
     with emulated():
         d = m_grouped_fp8_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=config)
     helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
+
+
+@pytest.mark.parametrize("layout", ["tt", "nn", "tn", "rows"])
+def test_batches(layout: str) -> None:
+    """Groups that the launch itself names, operands in the order asked for; a C that is operand behind them."""
+    batch, (m, n, k) = 3, (80, 136, 128)
+    if layout == "rows":
+        recipe = helpers.ROWS
+        pairs: list[Any] = [helpers.operands(m, n, k, seed=s, recipe=recipe) for s in range(batch)]
+        wanted = np.stack([helpers.oracle(*p, recipe=recipe) for p in pairs])
+        gemm: Any = functools.partial(fp8_gemm_nt, recipe=recipe)
+    else:
+        pairs = [bf16.matrices(layout, m, n, k, seed=s) for s in range(batch)]
+        wanted = np.stack([bf16.oracle(layout, *p) for p in pairs])
+        gemm = GEMMS[layout]
+    a, b = (m_grouped.stack(x) for x in zip(*pairs, strict=True))
+    c = jnp.asarray(np.random.default_rng(0).standard_normal(wanted.shape), F32)
+    with emulated(target=dataclasses.replace(SMALL, smem_bytes=230_000)) as kernels:
+        d = jax.vmap(lambda a, b, c: gemm(a, b, c=c, out_dtype=F32))(a, b, c)
+    assert len(kernels) == 1
+    helpers.assert_close(d, wanted + np.asarray(c, np.float64))
 
 
 @pytest.mark.parametrize("seed", range(3))

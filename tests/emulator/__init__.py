@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_deepgemm import primitive
+from jax_deepgemm.lowering import kernel_operands
 from jax_deepgemm.op import Op
 from jax_deepgemm.target import H100, Target
 from tests.emulator.emulate import Changes, emulate
@@ -50,21 +51,17 @@ def _run(
     op: Op, launch: Any, operands: Sequence[Any], avals: Any, results: Sequence[Any], params: Any, **keywords: Any
 ) -> list[jax.Array]:
     """With operands and results laid out in memory as the operation asks for it."""
-    laid_out = [
-        np.asarray(x).transpose(order)
-        for x, order in zip(operands, _orders(op.operand_layouts, avals, avals, params), strict=True)
-    ]
-    orders = _orders(op.result_layouts, results, avals, params)
+    values, types, layouts, aliases = kernel_operands(op, operands, avals, params, lambda x: x)
+    laid_out = [np.asarray(x).transpose(order) for x, order in zip(values, _orders(layouts, types), strict=True)]
+    orders = _orders(op.result_layouts and op.result_layouts(avals, params), results)
     shapes = [(tuple(r.shape[d] for d in order), r.dtype) for r, order in zip(results, orders, strict=True)]
-    aliases = op.aliases(avals, params) if op.aliases else None
-    written = emulate(launch, laid_out, shapes, aliases=aliases, **keywords)
+    written = emulate(launch, laid_out, shapes, aliases=aliases or None, **keywords)
     return [jnp.asarray(x.transpose(np.argsort(order))) for x, order in zip(written, orders, strict=True)]
 
 
-def _orders(layouts: Any, arrays: Sequence[Any], avals: Any, params: Any) -> list[tuple[int, ...]]:
+def _orders(layouts: Any, arrays: Sequence[Any]) -> list[tuple[int, ...]]:
     """Of each array its dimensions from major to minor."""
-    asked = layouts(avals, params) if layouts else [None] * len(arrays)
     return [
         tuple(range(len(x.shape))) if layout is None else tuple(reversed(layout))
-        for x, layout in zip(arrays, asked, strict=True)
+        for x, layout in zip(arrays, layouts or [None] * len(arrays), strict=True)
     ]
