@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import all as all_suites
 from benchmarks import k_grouped, m_grouped_fp8_fp4, moe_mlp, ragged_dot
 from tests.cases import KGrouped, MGrouped, MoeMlp, RaggedDot
 
@@ -53,3 +54,13 @@ def test_m_grouped_fp8_fp4_suite():
     moved = operands._replace(b_scale=operands.b_scale[::-1])
     assert check(m_grouped_fp8_fp4.SUITE.ours(moved).result()) is not None
     assert m_grouped_fp8_fp4.SUITE.peers[0].prepare(operands).result().shape == (2, 512, 136)
+
+
+def test_all_suites_in_order():
+    from benchmarks.suites import SUITES
+
+    warmed = all_suites.warming({name: SUITES[name] for name in ("dense", "cast", "masked")})
+    assert [command[3:5] for command in warmed] == [["dense", "--warm-peers"], ["masked", "--warm-peers"]]
+    dense, jit = all_suites.timing(["dense", "jit"], "there", ["--commit", "x"], True)
+    assert dense[3:] == ["dense", "--peers", "--json", "there/dense.json", "--commit", "x"]
+    assert jit[3:] == ["jit", "--json", "there/jit.json", "--commit", "x"]

@@ -23,6 +23,7 @@ from jax_deepgemm.ops.grouped_matmul import (
 )
 from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import m_grouped_fp8_fp4_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous
+from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.moe_permute import MoePermutation, checked_experts, checked_weights, sorted_by_expert
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, unpermute_rows
 from jax_deepgemm.ops.stacked_casting import quantise_stack
@@ -57,9 +58,10 @@ def moe_mlp(
 
     H and I are multiples of 8, in FP8 of 16; of 32, or FP4 weights run by reference. Returns [T, H] in the dtype of
     `x`. What lies between the products is rounded to that dtype; SwiGLU and sums are computed in float32. No expert
-    needs to have any number of tokens, and nothing about them reaches the host. With quantised weights six kernels run:
-    the sort; tokens quantised and copied to their experts; the first product; SwiGLU, quantised; the second product;
-    and the weighted sum.
+    needs to have any number of tokens, and nothing about them reaches the host. With quantised weights five kernels
+    run: the sort; tokens quantised and copied to their experts; the first product, gated and quantised; the second
+    product; and the weighted sum. (Six where experts have fewer than 128 tokens on average, I is no multiple of 128, or
+    `w13` is in FP4: SwiGLU is then one of its own.)
 
     It is differentiable in reverse mode with respect to `x`, `topk_weights` and weights that are not quantised already,
     in BF16 to any order; in FP8 rounding counts as the identity, and gradients are as those of `ragged_dot`. With FP4
@@ -150,17 +152,21 @@ def _in_fp8(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: Mo
     """Each row quantised once, where it is read anyway."""
     rows, _, ends = permutation
 
-    def product(a: Quantized, w: Any) -> jax.Array:
-        if not isinstance(w, Quantized):
-            (w,) = quantise_stack(w, straight=True, turned=False)
+    def quantised(w: Any) -> Quantized:
+        return w if isinstance(w, Quantized) else quantise_stack(w, straight=True, turned=False)[0]
+
+    def product(a: Quantized, w: Quantized) -> jax.Array:
+        gemm: Any = m_grouped_fp8_gemm_nt_contiguous
         if _is_fp4(w):
-            gemm: Any = functools.partial(m_grouped_fp8_fp4_gemm_nt_contiguous, recipe=fp4_weights.recipe_of(*w))
-        else:
-            gemm = m_grouped_fp8_gemm_nt_contiguous
+            gemm = functools.partial(m_grouped_fp8_fp4_gemm_nt_contiguous, recipe=fp4_weights.recipe_of(*w))
         return gemm(a, w, ends, use_psum_layout=True, out_dtype=x.dtype)
 
-    hidden = product(permute_rows_to_fp8(x, rows), w13)
-    return unpermute_rows(product(swiglu_to_fp8(hidden), w2), rows, weights)
+    tokens, w13 = permute_rows_to_fp8(x, rows), quantised(w13)
+    if _is_fp4(w13):
+        gated = swiglu_to_fp8(product(tokens, w13))
+    else:
+        gated = m_grouped_fp8_gemm_swiglu(tokens, w13, ends, x.dtype)
+    return unpermute_rows(product(gated, quantised(w2)), rows, weights)
 
 
 def _in_fp8_by_steps(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: MoePermutation) -> jax.Array:
