@@ -58,10 +58,10 @@ def moe_mlp(
 
     H and I are multiples of 8, in FP8 of 16; of 32, or FP4 weights run by reference. Returns [T, H] in the dtype of
     `x`. What lies between the products is rounded to that dtype; SwiGLU and sums are computed in float32. No expert
-    needs to have any number of tokens, and nothing about them reaches the host. With FP8 weights five kernels run: the
-    sort; tokens quantised and copied to their experts; the first product, gated and quantised; the second product; and
-    the weighted sum. (Six, SwiGLU one of its own, where experts have fewer than 128 tokens on average, where I is no
-    multiple of 128, and with FP4 weights.)
+    needs to have any number of tokens, and nothing about them reaches the host. With quantised weights five kernels
+    run: the sort; tokens quantised and copied to their experts; the first product, gated and quantised; the second
+    product; and the weighted sum. (Six where experts have fewer than 128 tokens on average, I is no multiple of 128, or
+    `w13` is in FP4: SwiGLU is then one of its own.)
 
     It is differentiable in reverse mode with respect to `x`, `topk_weights` and weights that are not quantised already,
     in BF16 to any order; in FP8 rounding counts as the identity, and gradients are as those of `ragged_dot`. With FP4
@@ -161,12 +161,12 @@ def _in_fp8(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: Mo
             gemm = functools.partial(m_grouped_fp8_fp4_gemm_nt_contiguous, recipe=fp4_weights.recipe_of(*w))
         return gemm(a, w, ends, use_psum_layout=True, out_dtype=x.dtype)
 
-    w13, w2, tokens = quantised(w13), quantised(w2), permute_rows_to_fp8(x, rows)
+    tokens, w13 = permute_rows_to_fp8(x, rows), quantised(w13)
     if _is_fp4(w13):
         gated = swiglu_to_fp8(product(tokens, w13))
     else:
         gated = m_grouped_fp8_gemm_swiglu(tokens, w13, ends, x.dtype)
-    return unpermute_rows(product(gated, w2), rows, weights)
+    return unpermute_rows(product(gated, quantised(w2)), rows, weights)
 
 
 def _in_fp8_by_steps(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: MoePermutation) -> jax.Array:
