@@ -17,6 +17,7 @@ from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp4_weights import Operand, Recipe, checked_recipe, checked_weights, for_kernel, values
 from jax_deepgemm.ops.fp8_fp4_gemm_plan import CONFIGS, TileConfig
 from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
+from jax_deepgemm.ops.m_grouped_plan import typical_groups
 from jax_deepgemm.ops.m_grouped_reference import by_groups, groups_of_rows, zero_beyond
 from jax_deepgemm.primitive import make
 
@@ -232,6 +233,7 @@ _call: Any = make(
         plan=plans.plan,
         configs=CONFIGS,
         ranked=plans.ranked,
+        typical=typical_groups,
         operand_layouts=_operand_layouts,
         factors=_factors,
         gradient=_NO_GRADIENT,
@@ -246,6 +248,7 @@ _masked: Any = make(
         plan=plans.plan,
         configs=CONFIGS,
         ranked=plans.ranked,
+        typical=typical_groups,
         operand_layouts=_operand_layouts,
         factors=_masked_factors,
         gradient=_NO_GRADIENT,
