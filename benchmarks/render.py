@@ -1,121 +1,74 @@
-"""README's benchmark tables, written from the committed results between two markers."""
+"""The tables of README.md and docs/benchmarks.md, written from the committed results between two markers."""
 
 from __future__ import annotations
 
 import json
-import pathlib
-from typing import Any
+from collections.abc import Callable
 
-from benchmarks import results
+from benchmarks import tables
 from benchmarks.environment import ROOT, warn
+from benchmarks.suites import SUITES
 
 BEGIN = "<!-- benchmarks: begin (python -m benchmarks render) -->"
 END = "<!-- benchmarks: end -->"
-LISTED = (
-    "cast",
-    "dgrad",
-    "wgrad",
-    "fp8_fp4",
-    "linear",
-    "contiguous",
-    "masked",
-    "fp8_fp4_masked",
-    "k_grouped",
-    "ragged_dot",
-    "moe_mlp",
-)  # suites that are shown a line a case
-LABELS = {"deep_gemm": "DeepGEMM", "cublaslt": "cuBLASLt without scales", "xla": "XLA, dequantise and dot"}
+NOTHING = "No results are committed yet."
 
 
-def committed(suite: str = "dense") -> list[pathlib.Path]:
-    return sorted((ROOT / "benchmarks" / "results").glob(f"*/{suite}.json"))
+def committed() -> list[dict[str, tables.Result]]:
+    """For each GPU, the results by suite."""
+    folders = sorted((ROOT / "benchmarks" / "results").glob("*/"))
+    return [{path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))} for folder in folders]
 
 
-def listing(result: dict[str, Any]) -> str:
-    """A result as Markdown, a line for each case."""
-    rows = result["rows"]
-    peers = results.peer_names(rows)
-    sizes = list(dict.fromkeys(name for row in rows for name in row["case"]))
-    head = ["operation", *sizes, "us", "of the limit", *(f"{name} / ours" for name in peers)]
-    text = [
-        f"On {result['gpu']} (driver {result['driver']}, JAX {result['jax']}, {result['date']}), kernel time. The limit"
-        " is the larger of operations over the measured peak and bytes over the measured copy rate:",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-    ]
-    for row in rows:
-        share = f"{row['limit_us'] / row['us']:.0%}" if row["limit_us"] else ""
-        ratios = [f"{row['peer_us'][name] / row['us']:.2f}x" if name in row["peer_us"] else "" for name in peers]
-        case = [str(row["case"].get(name, "")) for name in sizes]
-        text.append("| " + " | ".join([f"`{row['op']}`", *case, f"{row['us']:.1f}", share, *ratios]) + " |")
-    return "\n".join(text)
+def overview() -> str:
+    """What README has: a table of all suites, and the dense one by shape."""
+    parts = []
+    for found in filter(None, committed()):
+        gpus = dict.fromkeys(result["gpu"] for result in found.values())
+        dates = sorted({result["date"] for result in found.values()})
+        parts.append(f"On {', '.join(gpus)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}:")
+        parts.append(tables.summary(found))
+        never = [f"`{name}`" for name in tables.ordered(list(SUITES)) if name not in found]
+        parts += [f"No figures yet: {', '.join(never)}."] if never else []
+        parts += [tables.shapes(found["dense"])] if "dense" in found else []
+    return "\n\n".join(parts) or NOTHING
 
 
-def table(result: dict[str, Any]) -> str:
-    """A dense result as Markdown: a line for each N x K, a column for each M, and the means below."""
-    rows = result["rows"]
-    peers = results.peer_names(rows)
-    first = peers[0] if peers else None
-    columns = sorted({row["case"]["m"] for row in rows})
-    lines = list(dict.fromkeys((row["case"]["n"], row["case"]["k"]) for row in rows))
-    cells = {tuple(row["case"].values()): cell(row, first) for row in rows}
-    ratio = f"; in brackets {LABELS.get(first, first)}'s time over ours" if first else ""
-    text = [
-        f"`{rows[0]['op']}` on {result['gpu']} (driver {result['driver']}, JAX {result['jax']}, {result['date']}), "
-        f"kernel time in us{ratio}:",
-        "",
-        "| N x K | " + " | ".join(f"M={m}" for m in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    text += [f"| {n} x {k} | " + " | ".join(cells.get((m, n, k), "") for m in columns) + " |" for n, k in lines]
-    text += ["", *summary(rows, peers, max(columns))]
-    return "\n".join(text)
+def details() -> str:
+    """What docs/benchmarks.md has: every case of every suite, and the run that it is from."""
+    parts = []
+    for found in committed():
+        for name in tables.ordered(list(found)):
+            result = found[name]
+            parts += [f"## {name}", f"{tables.about(name, result)}. {tables.run_of(result)}."]
+            parts.append(tables.cases(name, result))
+    return "\n\n".join(parts) or NOTHING
 
 
-def cell(row: results.Row, peer: str | None) -> str:
-    ratio = f" ({row['peer_us'][peer] / row['us']:.2f}x)" if peer in row["peer_us"] else ""
-    return f"{row['us']:.1f}{ratio}"
+FILES: dict[str, Callable[[], str]] = {"README.md": overview, "docs/benchmarks.md": details}
 
 
-def summary(rows: list[results.Row], peers: list[str], largest: int) -> list[str]:
-    """For each peer, the geometric mean and the least ratio over all cases, and the mean at the largest M."""
-    text = ["| peer's time over ours | geometric mean | least | cases | " + f"geometric mean, M={largest} |"]
-    text.append("|---" * 5 + "|")
-    for peer in peers:
-        found = results.ratios(rows, peer)
-        large = results.ratios([row for row in rows if row["case"]["m"] == largest], peer)
-        mean = f"{results.geomean(large):.2f}x" if large else ""
-        text.append(
-            f"| {LABELS.get(peer, peer)} | {results.geomean(found):.2f}x | {min(found):.2f}x | {len(found)} | {mean} |"
-        )
-    return text if peers else []
-
-
-def section() -> str:
-    """What stands between the markers."""
-    tables = [table(json.loads(path.read_text())) for path in committed()]
-    tables += [listing(json.loads(path.read_text())) for suite in LISTED for path in committed(suite)]
-    return "\n\n".join(tables) if tables else "No results are committed yet."
-
-
-def replaced(readme: str) -> str:
-    """README with its section renewed. ValueError without markers."""
-    head, begin, rest = readme.partition(BEGIN)
+def replaced(name: str, text: str) -> str:
+    """The file's text with its section renewed. ValueError without markers."""
+    head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md must hold {BEGIN!r} and {END!r}")
-    return f"{head}{BEGIN}\n{section()}\n{END}{tail}"
+        raise ValueError(f"{name} must hold {BEGIN!r} and {END!r}")
+    return f"{head}{BEGIN}\n{FILES[name]()}\n{END}{tail}"
 
 
 def main(check: bool = False) -> int:
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = replaced(old)
-    if new == old:
-        return 0
-    if check:
-        warn("README.md differs from benchmarks/results: run python -m benchmarks render")
+    """Writes the files, or says which of them differ from the results."""
+    stale = []
+    for name in FILES:
+        path = ROOT / name
+        old = path.read_text()
+        new = replaced(name, old)
+        if new != old:
+            stale.append(name)
+            if not check:
+                path.write_text(new)
+    if check and stale:
+        warn(f"{' and '.join(stale)} differ from benchmarks/results: run python -m benchmarks render")
         return 1
-    path.write_text(new)
     return 0

@@ -1,4 +1,4 @@
-"""DeepGEMM for JAX: FP8 matrix multiplication with block scales, as ordinary JAX functions."""
+"""DeepGEMM for JAX: matrix multiplications in FP8, FP4 and BF16, dense and grouped, as ordinary JAX functions."""
 
 from __future__ import annotations
 

@@ -7,11 +7,17 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before anything imports jax: eight host devices, and no GPU unless GPU tests are asked for."""
-    flag = "--xla_force_host_platform_device_count=8"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    """Before anything imports jax: eight host devices, and no GPU unless GPU tests are asked for.
+
+    On a CPU the suite compiles some thousand programs, each to run once: without LLVM's optimisations it takes half the
+    time. What users have, the default, is asked for by test_optimised.py and by the tests that compile for GPUs.
+    """
+    flags = ["--xla_force_host_platform_device_count=8"]
     if "not gpu" in config.getoption("markexpr"):
         os.environ["JAX_PLATFORMS"] = "cpu"
+        flags.append("--xla_backend_optimization_level=0")
+    if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):  # a worker has them already
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     config.pluginmanager.register(FailuresAtOnce(config))
 
 

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 LAUNCH = 'custom_call_target="jax_deepgemm.launch"'
+OPTIMISED = {"xla_backend_optimization_level": 3}  # XLA's default; tests/conftest.py asks for less
 _MOVES = {"copy", "copy-start", "copy-done", "transpose"}
 _FREE = {"parameter", "bitcast", "tuple", "get-tuple-element"}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -15,9 +15,9 @@ from jax_deepgemm import (
     fp8_fp4_gemm_nt,
     fp8_fp4_gemm_tn,
     fp8_fp4_gemm_tt,
-    per_token_cast_to_fp8,
 )
 from tests import helpers
+from tests.helpers import quantised
 
 BY_32, BY_128 = ((1, 128), (1, 32)), ((1, 128), (1, 128))  # the recipes, by what of `b` shares a scale
 GEMMS = {"nt": fp8_fp4_gemm_nt, "nn": fp8_fp4_gemm_nn, "tn": fp8_fp4_gemm_tn, "tt": fp8_fp4_gemm_tt}
@@ -25,16 +25,17 @@ KINDS = {"ue8m0 by 32": (True, BY_32), "float by 32": (False, BY_32), "float by 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # of the codes 0 to 15
 
 
+@functools.cache
 def operands(
     m: int, n: int, k: int, *, use_ue8m0: bool = True, recipe: Any = BY_32, seed: int = 0
 ) -> tuple[Quantized, Quantized]:
     """Activations, and weights of random codes whose scales differ, so that a misplaced one shows."""
     random = np.random.default_rng(seed)
-    tokens = jnp.asarray(random.standard_normal((m, k)) * 2.0 ** random.integers(-2, 3, (m, 1)), jnp.bfloat16)
+    tokens = (random.standard_normal((m, k)) * 2.0 ** random.integers(-2, 3, (m, 1))).astype(ml_dtypes.bfloat16)
     codes = random.integers(0, 16, (n, k), np.uint8)
     shape = n, -(-k // recipe[1][1])
     scale = (random.integers(118, 124, shape) if use_ue8m0 else random.uniform(0.01, 0.2, shape)).astype(np.float32)
-    return per_token_cast_to_fp8(tokens), weights(codes, scale.astype(np.uint8) if use_ue8m0 else scale)
+    return quantised(tokens, (1, 128)), weights(codes, scale.astype(np.uint8) if use_ue8m0 else scale)
 
 
 def weights(codes: np.ndarray, scale: np.ndarray) -> Quantized:

@@ -35,12 +35,15 @@ def chosen(case: Gemm) -> GemmConfig1d1d:
 
 
 def kernels() -> list[Kernel]:
-    """Every kernel that the heuristics choose for the cases, of both result dtypes, with and without c."""
+    """Every kernel that the heuristics choose: for the benchmark, of both result dtypes, with and without c; for odd
+    sizes the plainest and the one with most to keep."""
+    all_kinds = tuple(itertools.product(("bfloat16", "float32"), (False, True)))
     found: dict[Kernel, None] = {}
-    for case, dtype, has_c in itertools.product(CASES, ("bfloat16", "float32"), (False, True)):
-        planned = launch(dataclasses.replace(case, out_dtype=dtype), has_c=has_c)
-        assert planned is not None
-        found[planned.kernel] = None
+    for case in (*WGRAD, *ODD):
+        for dtype, has_c in all_kinds if case in WGRAD else (all_kinds[0], all_kinds[-1]):
+            planned = launch(dataclasses.replace(case, out_dtype=dtype), has_c=has_c)
+            assert planned is not None
+            found[planned.kernel] = None
     return list(found)
 
 

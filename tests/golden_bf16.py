@@ -50,12 +50,13 @@ def row(case: Bf16Gemm) -> dict[str, Any]:
 
 
 def kernels() -> list[Kernel]:
-    """Every kernel that the heuristics choose: for the benchmark, of both result dtypes, with and without c; for odd
-    sizes the plainest and the one with most to keep."""
+    """Every kernel that the heuristics choose: for the benchmark in layout nt, of both result dtypes, with and without
+    c; in the others, which differ in how they load, and for odd sizes, the plainest and the one with most to keep."""
     all_kinds = tuple(itertools.product(("bfloat16", "float32"), (False, True)))
     found: dict[Kernel, None] = {}
     for case in (*BF16, *BF16_ODD):
-        for dtype, has_c in all_kinds if case in BF16 else (all_kinds[0], all_kinds[-1]):
+        every = case in BF16 and case.layout == "nt"
+        for dtype, has_c in all_kinds if every else (all_kinds[0], all_kinds[-1]):
             planned = launch(dataclasses.replace(case, out_dtype=dtype), has_c=has_c)
             assert planned is not None
             found[planned.kernel] = None

@@ -31,6 +31,20 @@ SIZES: dict[str, tuple[tuple[int, ...], int]] = {
 }
 
 
+def in_few_shapes(cases: dict[str, tuple[tuple[int, ...], int]]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """The same sizes with empty groups and rows of no group behind them, so that most cases are of one of two shapes:
+    XLA compiles each shape anew. Sizes that K cuts off keep it, and so do an odd K, many groups, and nothing at all."""
+
+    def padded(name: str, ks: tuple[int, ...], k: int) -> tuple[tuple[int, ...], int]:
+        if name in ("neighbours", "many", "no rows", "no groups"):
+            return ks, k
+        cut_off = "beyond" in name or name in ("negative", "one has all")
+        groups, extent = (4, 200) if cut_off else (5, 768)
+        return ks + (0,) * (groups - len(ks)), extent
+
+    return {name: padded(name, *case) for name, case in cases.items()}
+
+
 def bounds(ks: Sequence[int], k: int) -> list[tuple[int, int]]:
     """First row and end of each group."""
     found, start = [], 0

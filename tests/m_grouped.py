@@ -26,7 +26,7 @@ MOST_DISTINCT = 37  # weights: more groups share them
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
 
 
 def operands(m: int, n: int, k: int, groups: int, kind: str = "fp8", **of_fp4: Any) -> tuple[Quantized, Quantized]:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import bf16_gemm_nt
 from tests.bf16 import GEMMS
-from tests.deviceless import LAUNCH, commands, computations, moves, opcode
+from tests.deviceless import LAUNCH, OPTIMISED, commands, computations, moves, opcode
 from tests.test_bf16_transforms import specs
 from tests.test_deviceless import compiled, mesh_of, placed
 
@@ -88,7 +88,9 @@ def test_eight_gpus(
 ) -> None:
     mesh = mesh_of(*sizes)
     sharded = [placed(x, mesh, s) for x, s in zip(given(layout), specs(layout, a, b), strict=True)]
-    program = jax.jit(GEMMS[layout], out_shardings=NamedSharding(mesh, out)).lower(*sharded).compile().as_text()
+    program = (
+        jax.jit(GEMMS[layout], out_shardings=NamedSharding(mesh, out)).lower(*sharded).compile(OPTIMISED).as_text()
+    )
     assert program.count(LAUNCH) == 1
     found = re.findall(r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
     assert set(found) == communicates
@@ -101,7 +103,7 @@ def test_a_shard_with_rows_of_no_16_bytes_takes_the_reference() -> None:
     mesh = mesh_of(8)
     a, b = (jax.ShapeDtypeStruct((rows, 32), jnp.bfloat16) for rows in (64, 128))
     sharded = [placed(x, mesh, P(None, "x")) for x in (a, b)]
-    program = jax.jit(bf16_gemm_nt).lower(*sharded).compile().as_text()
+    program = jax.jit(bf16_gemm_nt).lower(*sharded).compile(OPTIMISED).as_text()
     assert LAUNCH not in program and "all-gather" not in program
 
 

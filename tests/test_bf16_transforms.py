@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax_deepgemm import bf16_gemm_nt
 from tests.bf16 import GEMMS, matrices, oracle
 from tests.helpers import assert_close, relative_error
-from tests.test_transforms import BOTH, SUM, collectives, mapped, mesh_of, put, stack, turned
+from tests.sharded import BOTH, SUM, mapped, mesh_of, put, run, stack, turned
 
 F32 = jnp.float32
 EVERY = pytest.mark.parametrize("layout", GEMMS)
@@ -87,8 +87,8 @@ def test_sharded_jit(layout, kind, name):
     mesh = mesh_of(kind, *shape)
     a, b = matrices(layout, M, N, K)
     sharded = [put(x, mesh, s) for x, s in zip((a, b), specs(layout, of_a, of_b), strict=True)]
-    assert collectives(GEMMS[layout], *sharded) == wanted
-    d = jax.jit(GEMMS[layout])(*sharded)
+    d, found = run(GEMMS[layout], *sharded)
+    assert found == wanted
     assert_close(d, oracle(layout, a, b))
     assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
 
@@ -107,7 +107,7 @@ def test_sharded_gradients(layout, kind, name):
         return jax.grad(lambda a, b: jnp.sum(GEMMS[layout](a, b, out_dtype=F32) ** 2), (0, 1))(a, b)
 
     shardings = tuple(NamedSharding(mesh, s) for s in placed)
-    got = jax.jit(gradient, out_shardings=shardings)(*sharded)
+    got, _ = run(gradient, *sharded, out_shardings=shardings)
     for g, wanted in zip(got, gradient(*given), strict=True):
         assert relative_error(jax.device_get(g), np.asarray(wanted).astype(np.float64)) < 6e-3
 
@@ -120,7 +120,7 @@ def test_sharded_k_sums_in_float32():
     mesh = mesh_of(AxisType.Auto, 8)
     c = jnp.ones((16, 128), jnp.bfloat16)
     sharded = put(a, mesh, P(None, "x")), put(b, mesh, P(None, "x")), put(c, mesh, P())
-    d = jax.jit(lambda a, b, c: bf16_gemm_nt(a, b, c=c))(*sharded)
+    d, _ = run(lambda a, b, c: bf16_gemm_nt(a, b, c=c), *sharded)
     np.testing.assert_allclose(np.asarray(d).astype(np.float32), 1, rtol=1e-2)
 
 

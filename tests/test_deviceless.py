@@ -27,7 +27,7 @@ from jax_deepgemm import (
     warn,
 )
 from jax_deepgemm.ops.casting import quantise
-from tests.deviceless import LAUNCH, commands, computations, devices, moves, opcode, sharding
+from tests.deviceless import LAUNCH, OPTIMISED, commands, computations, devices, moves, opcode, sharding
 from tests.helpers import GEMMS, ROWS
 
 M, N, K = 256, 1024, 1024
@@ -48,7 +48,7 @@ def compiled(
     """The optimised program for one GPU."""
     on = sharding(gpu)
     jitted = jax.jit(function, in_shardings=on, out_shardings=on, donate_argnums=donate)
-    return jitted.lower(*args).compile(compiler_options=options).as_text()
+    return jitted.lower(*args).compile(OPTIMISED | (options or {})).as_text()
 
 
 def with_c(a: Any, b: Any, c: jax.Array) -> jax.Array:
@@ -242,7 +242,7 @@ def test_eight_gpus(
         return fp8_gemm_nt(per_token_cast_to_fp8(x) if casts else x, b)
 
     jitted = jax.jit(function, out_shardings=NamedSharding(mesh, out))
-    program = jitted.lower(placed(X if casts else A, mesh, a), placed(B, mesh, b)).compile().as_text()
+    program = jitted.lower(placed(X if casts else A, mesh, a), placed(B, mesh, b)).compile(OPTIMISED).as_text()
     assert program.count(LAUNCH) == 1 + casts
     found = re.findall(r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
     assert set(found) == communicates
@@ -256,7 +256,7 @@ def test_eight_gpus(
 def test_shard_map_over_gpus() -> None:
     mesh = mesh_of(4, 2)
     function = jax.shard_map(fp8_gemm_nt, mesh=mesh, in_specs=(P("x"), P("y")), out_specs=P("x", "y"))
-    program = jax.jit(function).lower(placed(A, mesh, P("x")), placed(B, mesh, P("y"))).compile().as_text()
+    program = jax.jit(function).lower(placed(A, mesh, P("x")), placed(B, mesh, P("y"))).compile(OPTIMISED).as_text()
     assert program.count(LAUNCH) == 1
     assert "all-gather" not in program
 
@@ -272,7 +272,7 @@ def test_blackwell_takes_the_reference() -> None:
 @pytest.mark.filterwarnings("ignore:jax_deepgemm has no kernels")
 def test_several_blackwells_gather_nothing_either() -> None:
     mesh = mesh_of(8, gpu="b200")
-    program = jax.jit(fp8_gemm_nt).lower(placed(A, mesh, P("x")), placed(B, mesh, P())).compile().as_text()
+    program = jax.jit(fp8_gemm_nt).lower(placed(A, mesh, P("x")), placed(B, mesh, P())).compile(OPTIMISED).as_text()
     assert "jax_deepgemm.launch" not in program
     assert "all-gather" not in program
 

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_deepgemm import fp8_fp4_gemm_nt, per_token_cast_to_fp4
 from tests.fp4 import BY_32, GEMMS, KINDS, operands, oracle
 from tests.helpers import assert_close, laid_out
+from tests.sharded import BOTH, GATHER, SUM, mapped, mesh_of, put, run, stack
 
 A, B = operands(64, 1024, 1024)
 WANTED = oracle(A, B)
 SCALES = pytest.mark.parametrize("use_ue8m0, recipe", KINDS.values(), ids=KINDS)
-BOTH = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-
-
-def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def mesh_of(kind, *sizes):
-    return jax.make_mesh(sizes, ("x", "y")[: len(sizes)], axis_types=(kind,) * len(sizes))
-
-
-def put(tree, mesh, spec):
-    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), tree)
-
-
-def collectives(function, *args) -> set[str]:
-    text = jax.jit(function).lower(*args).compile().as_text()
-    return set(re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text))
+KIND = pytest.mark.parametrize("kind", BOTH)
 
 
 @SCALES
@@ -68,66 +51,60 @@ SHARDED = {
     "m": ((64, 136, 288), (8,), P("x"), P(), set(), P("x", None)),
     "n": ((64, 192, 288), (8,), P(), P("x"), set(), P(None, "x")),
     "m and n": ((64, 192, 288), (4, 2), P("x"), P("y"), set(), P("x", "y")),
-    "k": ((64, 136, 4096), (8,), P(None, "x"), P(None, "x"), {"all-reduce"}, P(None, None)),
-    "m and k": ((64, 136, 1024), (4, 2), P("x", "y"), P(None, "y"), {"all-reduce"}, P("x", None)),
-    "k off borders of 512": ((64, 136, 2048), (8,), P(None, "x"), P(None, "x"), {"all-gather"}, None),
+    "k": ((64, 136, 4096), (8,), P(None, "x"), P(None, "x"), SUM, P(None, None)),
+    "m and k": ((64, 136, 1024), (4, 2), P("x", "y"), P(None, "y"), SUM, P("x", None)),
+    "k off borders of 512": ((64, 136, 2048), (8,), P(None, "x"), P(None, "x"), GATHER, None),
 }
 
 
 @SCALES
-@BOTH
+@KIND
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_jit(name, kind, use_ue8m0, recipe):
     sizes, shape, of_a, of_b, wanted, result = SHARDED[name]
     a, b = operands(*sizes, use_ue8m0=use_ue8m0, recipe=recipe)
     mesh = mesh_of(kind, *shape)
-    function = functools.partial(fp8_fp4_gemm_nt, recipe=recipe)
-    sharded = put(a, mesh, of_a), put(b, mesh, of_b)
-    assert collectives(function, *sharded) == wanted
-    d = jax.jit(function)(*sharded)
+    d, found = run(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), put(a, mesh, of_a), put(b, mesh, of_b))
+    assert found == wanted
     assert_close(d, oracle(a, b, recipe=recipe))
     if result is not None:
         assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
 
 
-@BOTH
+@KIND
 @pytest.mark.parametrize("layout", ["nn", "tn", "tt"])
 def test_sharded_jit_of_other_layouts(layout, kind):
     mesh = mesh_of(kind, 4, 2)
     given = laid_out(layout, A, B)
     specs = P("x") if layout[0] == "n" else P(None, "x"), P("y") if layout[1] == "t" else P(None, "y")
     sharded = [put(x, mesh, s) for x, s in zip(given, specs, strict=True)]
-    assert not collectives(GEMMS[layout], *sharded)
-    assert_close(jax.jit(GEMMS[layout])(*sharded), WANTED)
+    d, found = run(GEMMS[layout], *sharded)
+    assert not found
+    assert_close(d, WANTED)
 
 
-@BOTH
+@KIND
 def test_sharded_jit_with_c(kind):
     mesh = mesh_of(kind, 4, 2)
     c = jax.random.normal(jax.random.key(2), WANTED.shape)
     args = put(A, mesh, P("x", "y")), put(B, mesh, P(None, "y")), put(c, mesh, P("x"))
-    function = jax.jit(lambda a, b, c: fp8_fp4_gemm_nt(a, b, c=c, out_dtype=jnp.float32))
-    assert collectives(function, *args) == {"all-reduce"}
-    assert_close(function(*args), oracle(A, B, c))
+    d, found = run(lambda a, b, c: fp8_fp4_gemm_nt(a, b, c=c, out_dtype=jnp.float32), *args)
+    assert found == SUM
+    assert_close(d, oracle(A, B, c))
 
 
-@BOTH
+@KIND
 @pytest.mark.parametrize("spec, gathers", [(P("x", "y"), False), (P("y", "x"), True)])
 def test_cast_of_shards(spec, gathers, kind):
     x = jax.random.normal(jax.random.key(0), (512, 192))
     mesh = mesh_of(kind, 4, 2)
-    sharded = put(x, mesh, spec)
-    assert gathers or not collectives(per_token_cast_to_fp4, sharded)
-    for got, wanted in zip(jax.jit(per_token_cast_to_fp4)(sharded), per_token_cast_to_fp4(x), strict=True):
+    result, found = run(per_token_cast_to_fp4, put(x, mesh, spec))
+    assert gathers or not found
+    for got, wanted in zip(result, per_token_cast_to_fp4(x), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
 
 
 def test_shard_map():
-    mesh = mesh_of(AxisType.Auto, 4, 2)
-
-    def mapped(function, in_specs, out_specs):
-        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
-
     def partial(a, b):
         return jax.lax.psum(fp8_fp4_gemm_nt(a, b, out_dtype=jnp.float32), "y")
 

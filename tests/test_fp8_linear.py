@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax_deepgemm import fp8_linear, per_block_cast_to_fp8, per_token_cast_to_fp8
 from tests.helpers import assert_close, dequantised, relative_error
 from tests.linear import ABOVE, BELOW, KEYS, SIZES, arrays, check, emulated, exact, step, step_of
+from tests.sharded import BOTH, GATHER, SUM, mapped, mesh_of, put, run
 
 
 @pytest.mark.parametrize("m, n, k", SIZES)
@@ -88,14 +87,6 @@ def test_nan_and_inf_stay_in_their_rows(bad):
     x, w, _ = arrays(40, 136, 272)
     y = np.asarray(fp8_linear(x.at[5, 200].set(bad), w))
     assert np.isnan(y[5]).all() and np.isfinite(np.delete(y, 5, axis=0)).all()
-
-
-def test_readme_example_runs():
-    blocks = (pathlib.Path(__file__).parent.parent / "README.md").read_text().split("```python\n")[1:]
-    code = "\n".join(block.partition("```")[0] for block in blocks)
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert (names["gradient"].shape, names["gradient"].dtype) == ((384, 1024), jnp.bfloat16)
 
 
 # --- weights that are quantised already ------------------------------------------------------------------------------
@@ -185,7 +176,7 @@ def test_vmap(axes):
     each = [step(x[i] if axes[0] == 0 else x, w[i] if axes[1] == 0 else w, dys[i]) for i in range(2)]
     y, dx, dw = (np.stack([np.asarray(e[j]).astype(np.float64) for e in each]) for j in range(3))
     check(got, (y, dx if axes[0] == 0 else dx.sum(0), dw if axes[1] == 0 else dw.sum(0)))
-    check(jax.vmap(step, (*axes, 0))(x, w, dys), (y, dx, dw))  # the backward pass too
+    check(jax.jit(jax.vmap(step, (*axes, 0)))(x, w, dys), (y, dx, dw))  # the backward pass too
 
 
 def test_scan_over_layers():
@@ -218,49 +209,41 @@ def test_export_with_symbolic_rows():
 # --- several devices -------------------------------------------------------------------------------------------------
 
 
-def mesh_of(*sizes, kind=AxisType.Auto):
-    return jax.make_mesh(sizes, ("x", "y")[: len(sizes)], axis_types=(kind,) * len(sizes))
-
-
-GATHER, SUM = "all-gather", "all-reduce"
 TOKENS, N, K = 1024, 512, 256
 # name: leading dimensions of x, shardings of x, w and dy on a mesh of 4 x 2, collectives of a forward and backward pass
 SHARDED = {
-    "data": ((TOKENS,), (P("x"), P(), P("x")), {SUM}),
-    "data and N": ((TOKENS,), (P("x"), P("y"), P("x", "y")), {SUM}),
-    "data and K": ((TOKENS,), (P("x", "y"), P(None, "y"), P("x")), {SUM}),
-    "data and weights by the same axis": ((TOKENS,), (P("x"), P("x"), P("x")), {GATHER, SUM}),
+    "data": ((TOKENS,), (P("x"), P(), P("x")), SUM),
+    "data and N": ((TOKENS,), (P("x"), P("y"), P("x", "y")), SUM),
+    "data and K": ((TOKENS,), (P("x", "y"), P(None, "y"), P("x")), SUM),
+    "data and weights by the same axis": ((TOKENS,), (P("x"), P("x"), P("x")), GATHER | SUM),
     "shards that cut blocks": ((TOKENS,), (P(("x", "y")), P(None, ("x", "y")), P(("x", "y"))), None),
     "blocks that devices do not divide": ((1536,), (P(("x", "y")), P(), P(("x", "y"))), None),
-    "leading dimensions": ((8, 128), (P("x"), P("y"), P("x", None, "y")), {SUM}),
+    "leading dimensions": ((8, 128), (P("x"), P("y"), P("x", None, "y")), SUM),
     "an inner leading dimension": ((4, 256), (P(None, "x"), P(), P(None, "x")), None),
 }
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_jit(name, kind):
     leading, specs, collectives = SHARDED[name]
     x, w, dy = arrays(math.prod(leading), N, K)
     args = x.reshape(*leading, K), w, dy.reshape(*leading, N)
-    mesh = mesh_of(4, 2, kind=kind)
-    sharded = [jax.device_put(v, NamedSharding(mesh, s)) for v, s in zip(args, specs, strict=True)]
-    compiled = jax.jit(step).lower(*sharded).compile()
-    found = set(re.findall(r"all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text()))
+    mesh = mesh_of(kind, 4, 2)
+    got, found = run(step, *(put(v, mesh, s) for v, s in zip(args, specs, strict=True)))
     assert collectives in (None, found)
-    got = compiled(*sharded)
     for g, wanted, spec in zip(got, step(x, w, dy), (specs[2], *specs[:2]), strict=True):
         assert relative_error(g, np.asarray(wanted).reshape(g.shape)) < 1e-5
         if kind == AxisType.Explicit:
             assert g.sharding.is_equivalent_to(NamedSharding(mesh, spec), g.ndim)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", BOTH)
 def test_sharded_sizes_that_are_padded(kind):
     args = arrays(24, 40, 72)
     specs = P("x", "y"), P(None, "y"), P("x")
-    sharded = [jax.device_put(v, NamedSharding(mesh_of(4, 2, kind=kind), s)) for v, s in zip(args, specs, strict=True)]
-    for got, wanted in zip(step(*sharded), step(*args), strict=True):
+    results, _ = run(step, *(put(v, mesh_of(kind, 4, 2), s) for v, s in zip(args, specs, strict=True)))
+    for got, wanted in zip(results, step(*args), strict=True):
         assert relative_error(got, np.asarray(wanted)) < 1e-5
 
 
@@ -281,9 +264,9 @@ MAPPED = {
 def test_gradient_of_shard_map(name, dtype, check_vma):
     x, w, dy = arrays(TOKENS, N, K, (dtype,) * 3)
     of_x, of_w, of_y = MAPPED[name]
-    mesh = mesh_of(4, 2)
-    mapped = jax.shard_map(fp8_linear, mesh=mesh, in_specs=(of_x, of_w), out_specs=of_y, check_vma=check_vma)
-    got = jax.jit(functools.partial(step_of, mapped))(x, w, dy)
+    mesh = mesh_of(AxisType.Auto, 4, 2)
+    shared = jax.shard_map(fp8_linear, mesh=mesh, in_specs=(of_x, of_w), out_specs=of_y, check_vma=check_vma)
+    got = jax.jit(functools.partial(step_of, shared))(x, w, dy)
     check(got, emulated(x, w, dy))
 
 
@@ -291,9 +274,7 @@ def test_gradient_of_shard_map(name, dtype, check_vma):
 def test_gradient_in_shard_map(name):
     x, w, dy = arrays(TOKENS, N, K)
     specs = MAPPED[name]
-    mesh = mesh_of(4, 2)
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(specs[2], *specs[:2]))
-    check(jax.jit(mapped)(x, w, dy), emulated(x, w, dy))
+    check(mapped(step, specs, (specs[2], *specs[:2]))(x, w, dy), emulated(x, w, dy))
 
 
 def test_scan_with_remat_in_shard_map():
@@ -307,6 +288,6 @@ def test_scan_with_remat_in_shard_map():
     def local(x, ws):
         return jax.grad(loss, (0, 1))(x, ws)
 
-    mapped = jax.shard_map(local, mesh=mesh_of(8), in_specs=(P("x"), P()), out_specs=(P("x"), P()))
-    for got, wanted in zip(jax.jit(mapped)(x, ws), jax.jit(local)(x, ws), strict=True):
+    shared = jax.shard_map(local, mesh=mesh_of(AxisType.Auto, 8), in_specs=(P("x"), P()), out_specs=(P("x"), P()))
+    for got, wanted in zip(jax.jit(shared)(x, ws), jax.jit(local)(x, ws), strict=True):
         assert relative_error(got, np.asarray(wanted)) < 1e-3

@@ -17,7 +17,7 @@ from jax_deepgemm import (
     k_grouped_cast_to_fp8,
     k_grouped_fp8_gemm_tn_contiguous,
 )
-from tests.deviceless import LAUNCH, commands, computations, moves, opcode
+from tests.deviceless import LAUNCH, OPTIMISED, commands, computations, moves, opcode
 from tests.test_deviceless import compiled, mesh_of, placed
 
 G, M, N, K = 4, 256, 1024, 512
@@ -66,7 +66,7 @@ def test_eight_gpus(gemm: Any, launches: int, x: P, y: P, local: tuple[int, int]
     mesh = mesh_of(8)
     sharded = [placed(v, mesh, s) for v, s in zip((X, Y, KS), (x, y, P()), strict=True)]
     out = NamedSharding(mesh, P(None, "x") if local[0] == 32 else P(None, None, "x"))
-    program = jax.jit(gemm, out_shardings=out).lower(*sharded).compile().as_text()
+    program = jax.jit(gemm, out_shardings=out).lower(*sharded).compile(OPTIMISED).as_text()
     assert program.count(LAUNCH) == launches
     found = re.findall(r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program)
     assert set(found) == ({"all-gather"} if x == P("x") else set())

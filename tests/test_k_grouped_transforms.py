@@ -18,7 +18,7 @@ from jax_deepgemm import (
 )
 from tests.helpers import assert_close
 from tests.k_grouped import matrices, sizes
-from tests.test_transforms import BOTH, collectives, mesh_of, put
+from tests.sharded import BOTH, mesh_of, put, run
 
 A, B = matrices(64, 128, 400)
 KS = sizes([130, 0, 200, 7])
@@ -40,8 +40,9 @@ GEMMS = pytest.mark.parametrize("gemm", [k_grouped_bf16_gemm_tn_contiguous, fp8]
 def test_sharded_jit(gemm, kind, of_a, of_b, wanted):
     mesh = mesh_of(kind, 4, 2)
     given = [put(x, mesh, s) for x, s in zip((A, B, KS), (of_a, of_b, P()), strict=True)]
-    assert collectives(gemm, *given) == wanted
-    assert_close(jax.jit(gemm)(*given), np.asarray(gemm(A, B, KS)).astype(np.float64))
+    d, found = run(gemm, *given)
+    assert found == wanted
+    assert_close(d, np.asarray(gemm(A, B, KS)).astype(np.float64))
 
 
 @GEMMS
@@ -54,7 +55,8 @@ def test_shard_map(gemm):
     def local(a, b, ks):
         return gemm(a, b, ks[0])[None]
 
-    d = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P("x"), P("x"), P("x")), out_specs=P("x")))(a, b, ks)
+    shared = jax.shard_map(local, mesh=mesh, in_specs=(P("x"), P("x"), P("x")), out_specs=P("x"))
+    d, _ = run(shared, a, b, ks)
     for i, (x, y) in enumerate(((A, B), (A[::-1], B[::-1]))):
         assert_close(d[i], np.asarray(gemm(x, y, ks[i])).astype(np.float64))
 

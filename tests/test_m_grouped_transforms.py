@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +13,9 @@ import jax_deepgemm as jd
 from tests import m_grouped
 from tests.deviceless import LAUNCH, commands, moves
 from tests.helpers import assert_close
+from tests.sharded import BOTH, mesh_of, put, run, stack
 from tests.test_deviceless import compiled
 from tests.test_m_grouped import OPS, contiguous, masked, problem, stacked
-from tests.test_transforms import BOTH, collectives, mesh_of, put, stack
 
 G, M, N, K = 4, 64, 1024, 256
 SIZES = (10, 0, 30, 20)
@@ -26,7 +24,6 @@ ENDS = m_grouped.psum_of(SIZES)
 MASKED_M = np.array([3, 16, 0, 9], np.int32)
 
 
-@functools.cache
 def given(kind):
     return problem(kind, M, G, N, K)
 
@@ -69,8 +66,8 @@ def test_weights_stay_sharded_over_n(kind, mesh_kind, psum):
     def function(a, b, layout):
         return contiguous(kind, a, b, layout, use_psum_layout=psum)
 
-    assert collectives(function, *args) == set()
-    d = jax.jit(function)(*args)
+    d, found = run(function, *args)
+    assert not found
     assert d.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "x")), 2)
     assert_close(d, m_grouped.oracle(rows, weights, INDEX))
 
@@ -80,9 +77,8 @@ def test_rows_are_gathered(kind):
     a, b, rows, weights = given(kind)
     mesh = mesh_of(BOTH[0], 8)
     args = put(a, mesh, P("x")), put(b, mesh, P()), put(jnp.asarray(INDEX), mesh, P("x"))
-    assert_close(
-        jax.jit(lambda a, b, layout: contiguous(kind, a, b, layout))(*args), m_grouped.oracle(rows, weights, INDEX)
-    )
+    d, _ = run(lambda a, b, layout: contiguous(kind, a, b, layout), *args)
+    assert_close(d, m_grouped.oracle(rows, weights, INDEX))
 
 
 @OPS
@@ -95,8 +91,8 @@ def test_masked_groups_stay_sharded(kind, mesh_kind):
     def function(a, b, masked_m):
         return masked(kind, a, b, masked_m, 8)
 
-    assert collectives(function, *args) == set()
-    d = jax.jit(function)(*args)
+    d, found = run(function, *args)
+    assert not found
     assert d.sharding.is_equivalent_to(NamedSharding(mesh, P("x", None, "y")), 3)
     assert_close(d, m_grouped.masked_oracle(rows.reshape(G, M // G, K), weights, MASKED_M))
 
@@ -110,9 +106,8 @@ def test_shard_map_over_experts(kind):
     def local(a, b, masked_m):
         return masked(kind, a, b, masked_m, 8)
 
-    d = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P("x"), P("x"), P("x")), out_specs=P("x")))(
-        stacked(a, G), b, jnp.asarray(MASKED_M)
-    )
+    shared = jax.shard_map(local, mesh=mesh, in_specs=(P("x"), P("x"), P("x")), out_specs=P("x"))
+    d, _ = run(shared, stacked(a, G), b, jnp.asarray(MASKED_M))
     assert_close(d, m_grouped.masked_oracle(rows.reshape(G, M // G, K), weights, MASKED_M))
 
 

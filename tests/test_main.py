@@ -7,12 +7,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 
 import jax_deepgemm
 from jax_deepgemm import __main__ as command
 from jax_deepgemm import doctor
+from tests.helpers import relative_error
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -83,7 +86,7 @@ def test_driver_version_without_a_driver(monkeypatch, tmp_path):
 
 
 def test_module_runs():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-m", "jax_deepgemm"], env=environment, capture_output=True, text=True, timeout=120
     )
@@ -91,11 +94,14 @@ def test_module_runs():
     assert "fp8_gemm_nt" in done.stdout
 
 
-def test_readme_example_runs():
-    readme = (ROOT / "README.md").read_text()
-    code = readme.partition("```python\n")[2].partition("```")[0]
-    assert "jax_deepgemm" in code
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+def test_readme_s_programs_run():
+    """All Python in it, one behind the other, as a reader would."""
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile("\n".join(block.partition("```")[0] for block in blocks), "README.md", "exec"), names)
+    assert (names["gradient"].shape, names["gradient"].dtype) == ((384, 1024), names["w"].dtype)
+    experts = np.asarray(names["y"]).astype(np.float64)
+    assert relative_error(names["y8"], experts) < 0.1 and relative_error(names["together"], experts) < 1e-2
 
 
 def test_readme_lists_every_environment_variable():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jax_deepgemm import moe_mlp, moe_permute, moe_unpermute, ragged_dot
 from tests import moe
-from tests.deviceless import LAUNCH, computations, moves, opcode, sharding
+from tests.deviceless import LAUNCH, OPTIMISED, computations, moves, opcode, sharding
 
 BF16, F32, FP8 = jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn
 T, K, H, INNER, G = 256, 8, 1024, 512, 4
@@ -24,7 +24,7 @@ def aval(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
 
 def compiled(function: Any, *args: Any) -> str:
     on = sharding("h100")
-    text = jax.jit(function, in_shardings=on, out_shardings=on).lower(*args).compile().as_text()
+    text = jax.jit(function, in_shardings=on, out_shardings=on).lower(*args).compile(OPTIMISED).as_text()
     assert text is not None
     return text
 

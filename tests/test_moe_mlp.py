@@ -12,10 +12,11 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jax_deepgemm import Quantized, moe_mlp, per_block_cast_to_fp8
+from jax_deepgemm import Quantized, moe_mlp
 from jax_deepgemm.ops.stacked_casting import quantise_stack
 from jax_deepgemm.ops.swiglu import swiglu, swiglu_to_fp8
 from tests import moe
+from tests.helpers import quantised as by_numpy
 from tests.helpers import relative_error
 
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -32,13 +33,18 @@ def arrays(dtype=BF16):
     return [(jax.random.normal(k, s) * f).astype(dtype) for k, s, f in zip(keys, shapes, scales, strict=True)]
 
 
-def step(x, weights, w13, w2, dy, idx=IDX, **options):
-    return moe.step_of(lambda x, w, w13, w2: moe_mlp(x, idx, w, w13, w2, **options), x, weights, w13, w2, dy)
+@functools.partial(jax.jit, static_argnames="recipe")
+def step(x, weights, w13, w2, dy, idx, recipe=None):
+    return moe.step_of(lambda x, w, w13, w2: moe_mlp(x, idx, w, w13, w2, recipe=recipe), x, weights, w13, w2, dy)
 
 
-def wanted(x, weights, w13, w2, dy, idx=IDX):
+@jax.jit
+def wanted(x, weights, w13, w2, dy, idx):
     given = [jnp.asarray(v, F32) for v in (x, weights, w13, w2, dy)]
     return moe.step_of(lambda x, w, w13, w2: moe.moe_mlp(x, idx, w, w13, w2), *given)
+
+
+run = jax.jit(moe_mlp, static_argnames="recipe")
 
 
 def check(got, expected, bound):
@@ -49,27 +55,29 @@ def check(got, expected, bound):
 @pytest.mark.parametrize("recipe, dtype", [(None, BF16), (moe.FP8, BF16), (moe.FP8, F32)])
 def test_values_and_gradients(recipe, dtype):
     x, w13, w2, dy = arrays(dtype)
-    got = jax.jit(functools.partial(step, recipe=recipe))(x, WEIGHTS, w13, w2, dy)
+    got = step(x, WEIGHTS, w13, w2, dy, IDX, recipe=recipe)
     assert [v.dtype for v in got] == [dtype, dtype, F32, dtype, dtype]
-    check(got, wanted(x, WEIGHTS, w13, w2, dy), BOUNDS[recipe])
-    alone = jax.jit(functools.partial(moe_mlp, recipe=recipe))(x, IDX, WEIGHTS, w13, w2)
+    expected = wanted(x, WEIGHTS, w13, w2, dy, IDX)
+    check(got, expected, BOUNDS[recipe])
+    alone = run(x, IDX, WEIGHTS, w13, w2, recipe=recipe)
     assert relative_error(alone, np.asarray(got[0]).astype(np.float64)) < 2e-3
     if recipe:
-        assert relative_error(alone, np.asarray(wanted(x, WEIGHTS, w13, w2, dy)[0]).astype(np.float64)) > 1e-2
+        assert relative_error(alone, np.asarray(expected[0]).astype(np.float64)) > 1e-2
 
 
 @pytest.mark.parametrize("idx", [jnp.full((T, TOP_K), -1), jnp.zeros((T, TOP_K), jnp.int32)], ids=["none", "one"])
 @pytest.mark.parametrize("recipe", [None, moe.FP8])
 def test_no_expert_and_one_for_all(idx, recipe):
     x, w13, w2, dy = arrays()
-    got = step(x, WEIGHTS, w13, w2, dy, idx=idx, recipe=recipe)
-    for g, w in zip(got, wanted(x, WEIGHTS, w13, w2, dy, idx=idx), strict=True):
+    got = step(x, WEIGHTS, w13, w2, dy, idx, recipe=recipe)
+    for g, w in zip(got, wanted(x, WEIGHTS, w13, w2, dy, idx), strict=True):
         w = np.asarray(w).astype(np.float64)
         assert relative_error(g, w) < BOUNDS[recipe] if w.any() else not np.asarray(g).any()
 
 
 def quantised(w):
-    return jax.vmap(per_block_cast_to_fp8)(w)
+    each = [by_numpy(v, (128, 128)) for v in np.asarray(w)]
+    return Quantized(*(jnp.stack(v) for v in zip(*each, strict=True)))
 
 
 def test_quantised_weights():
@@ -79,8 +87,8 @@ def test_quantised_weights():
     np.testing.assert_array_equal(np.asarray(moe_mlp(x, IDX, WEIGHTS, *pairs)), np.asarray(inside))
     plain: Any = [tuple(p) for p in pairs]
     np.testing.assert_array_equal(np.asarray(moe_mlp(x, IDX, WEIGHTS, *plain)), np.asarray(inside))
-    got = moe.step_of(lambda x, w: moe_mlp(x, IDX, w, *pairs), x, WEIGHTS, dy)
-    check(got, wanted(x, WEIGHTS, w13, w2, dy)[:3], 0.1)
+    got = jax.jit(lambda *args: moe.step_of(lambda x, w: moe_mlp(x, IDX, w, *pairs), *args))(x, WEIGHTS, dy)
+    check(got, wanted(x, WEIGHTS, w13, w2, dy, IDX)[:3], 0.1)
     with pytest.raises(NotImplementedError, match="quantised already"):
         jax.grad(lambda s: moe_mlp(x, IDX, WEIGHTS, Quantized(pairs[0].data, s), pairs[1]).astype(F32).sum())(
             pairs[0].scale
@@ -108,10 +116,9 @@ def test_swiglu(dtype):
 def test_vmap_of_tokens():
     x, w13, w2, _ = arrays()
     xs = jnp.stack([x, x[::-1]])
-    got = jax.vmap(lambda x: moe_mlp(x, IDX, WEIGHTS, w13, w2))(xs)
-    np.testing.assert_allclose(
-        got[1].astype(F32), moe_mlp(xs[1], IDX, WEIGHTS, w13, w2).astype(F32), rtol=1e-2, atol=1e-2
-    )
+    got = jax.jit(jax.vmap(lambda x: moe_mlp(x, IDX, WEIGHTS, w13, w2)))(xs)
+    alone = run(xs[1], IDX, WEIGHTS, w13, w2)
+    np.testing.assert_allclose(got[1].astype(F32), alone.astype(F32), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("recipe", [None, moe.FP8])
@@ -139,7 +146,7 @@ def test_experts_shared_out(recipe):
         check_vma=True,
     )
     got = jax.jit(mapped)(x, weights, w13, w2, dy)
-    check(got, wanted(x, weights, w13, w2, dy, idx=idx), BOUNDS[recipe])
+    check(got, wanted(x, weights, w13, w2, dy, idx), BOUNDS[recipe])
 
 
 @pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
@@ -147,7 +154,7 @@ def test_export():
     x, w13, w2, _ = arrays()
     args = x, IDX, WEIGHTS, quantised(w13), quantised(w2)
     again = jax.export.deserialize(jax.export.export(jax.jit(moe_mlp), platforms=("cpu", "cuda"))(*args).serialize())
-    np.testing.assert_array_equal(np.asarray(again.call(*args)), np.asarray(jax.jit(moe_mlp)(*args)))
+    np.testing.assert_array_equal(np.asarray(again.call(*args)), np.asarray(run(*args)))
 
 
 X, W13, W2 = jnp.zeros((4, 32), BF16), jnp.zeros((3, 64, 32), BF16), jnp.zeros((3, 32, 32), BF16)

@@ -99,7 +99,7 @@ def excess(num_sms: range) -> list[tuple[Gemm, int]]:
 
 
 def test_num_sms_bounds_the_grid() -> None:
-    assert not excess(range(8, 133, 4))
+    assert not excess(range(8, 133, 12))
 
 
 def test_num_sms_under_the_largest_cluster_bounds_the_grid() -> None:

@@ -15,7 +15,7 @@ from jax_deepgemm import GemmConfig, GemmConfig1d1d, compile, fp8_gemm_nt_skip_h
 from jax_deepgemm.config import Config
 from jax_deepgemm.ops import fp8_gemm_skip_head_mid as op
 from jax_deepgemm.target import H100
-from tests.deviceless import LAUNCH, moves, sharding
+from tests.deviceless import LAUNCH, OPTIMISED, moves, sharding
 from tests.golden import Aval
 from tests.helpers import BOUNDS, assert_close, operands, relative_error
 from tests.skip_head_mid import spread, wanted
@@ -185,6 +185,6 @@ def test_one_kernel_and_nothing_moved(kept):
     with set_target(H100):
         jitted = jax.jit(product, in_shardings=on, out_shardings=on, donate_argnums=4)
         described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-        program = jitted.lower(*described).compile().as_text()
+        program = jitted.lower(*described).compile(OPTIMISED).as_text()
     assert program.count(LAUNCH) == 1 and moves(program) == []
     assert ("output_to_operand_aliasing" in program) == kept

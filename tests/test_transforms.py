@@ -16,16 +16,13 @@ from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_channel_cast_to
 from jax_deepgemm.ops.casting import quantise
 from jax_deepgemm.partition import _spec
 from tests.helpers import BLOCKS, GEMMS, RECIPES, ROWS, assert_close, laid_out, operands, oracle
+from tests.sharded import BOTH, GATHER, SUM, mapped, mesh_of, put, run, stack, turned
 
 A, B = operands(64, 1024, 1024)
 C = jax.random.normal(jax.random.key(2), (64, 1024)).astype(jnp.bfloat16)
 WANTED = oracle(A, B)
 BY_ROWS = functools.partial(fp8_gemm_nt, recipe=ROWS)
 LAYOUTS = pytest.mark.parametrize("layout", ["nn", "tn", "tt"])  # beside nt, which all else here is
-
-
-def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def primitives(function, *args):
@@ -107,25 +104,6 @@ def test_vmap_over_nothing():
 # --- jit over several devices --------------------------------------------------------------------------------------
 
 
-def mesh_of(kind: AxisType, *sizes: int):
-    return jax.make_mesh(sizes, ("x", "y")[: len(sizes)], axis_types=(kind,) * len(sizes))
-
-
-def put(tree, mesh, *specs):
-    """The leaves of `tree`, sharded. One spec serves all of them."""
-    leaves, structure = jax.tree.flatten(tree)
-    specs = specs * len(leaves) if len(specs) == 1 else specs
-    return structure.unflatten(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(leaves, specs, strict=True))
-
-
-def collectives(function, *args) -> set[str]:
-    text = jax.jit(function).lower(*args).compile().as_text()
-    return set(re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text))
-
-
-GATHER, SUM = {"all-gather"}, {"all-reduce"}
-BOTH = [AxisType.Auto, AxisType.Explicit]
-
 # name: (m, n, k), mesh, sharding of A and B (data, scale), collectives, sharding of the result
 SHARDED = {
     "m": ((64, 256, 256), (8,), (P("x"),), (P(),), set(), P("x", None)),
@@ -188,14 +166,9 @@ def test_sharded_jit_of_other_layouts(recipe, name, kind, layout):
     check_sharded(layout, recipe, a, b, *sharded, wanted, result, mesh)
 
 
-def turned(spec):
-    return P(*reversed([*spec, None][:2]))
-
-
 def check_sharded(layout, recipe, a, b, sharded_a, sharded_b, wanted, result, mesh):
-    function = functools.partial(GEMMS[layout], recipe=recipe)
-    assert collectives(function, sharded_a, sharded_b) == wanted
-    d = jax.jit(function)(sharded_a, sharded_b)
+    d, found = run(functools.partial(GEMMS[layout], recipe=recipe), sharded_a, sharded_b)
+    assert found == wanted
     assert_close(d, oracle(a, b, recipe=recipe))
     if result is not None:
         assert d.sharding.is_equivalent_to(NamedSharding(mesh, result), 2)
@@ -214,7 +187,7 @@ def test_fewer_blocks_than_devices(specs, kind):
         return fp8_gemm_nt(activations, weights), GEMMS["nn"](activations, weights), BY_ROWS(*columns)
 
     mesh = mesh_of(kind, 4, 2)
-    got = jax.jit(products)(*(put(v, mesh, s) for v, s in zip((x, w), specs, strict=True)))
+    got, _ = run(products, *(put(v, mesh, s) for v, s in zip((x, w), specs, strict=True)))
     for d, wanted in zip(got, products(x, w), strict=True):
         assert_close(d, np.asarray(wanted).astype(np.float64))
 
@@ -241,8 +214,9 @@ def test_sharded_jit_with_c(specs, wanted, kind):
     def function(a, b, c):
         return fp8_gemm_nt(a, b, c=c)
 
-    assert collectives(function, *args) == wanted
-    assert_close(jax.jit(function)(*args), oracle(A, B, C))
+    d, found = run(function, *args)
+    assert found == wanted
+    assert_close(d, oracle(A, B, C))
 
 
 def test_sharded_k_sums_in_float32():
@@ -252,18 +226,17 @@ def test_sharded_k_sums_in_float32():
     same = b._replace(data=b.data.at[:, 512:].set(b.data[:, :512]), scale=b.scale.at[:, 4:].set(b.scale[:, :4]))
     mesh = mesh_of(AxisType.Auto, 8)
     c = jnp.ones((16, 128), jnp.bfloat16)
-    d = jax.jit(lambda a, b, c: fp8_gemm_nt(a, b, c=c))(
-        put(opposite, mesh, P(None, "x")), put(same, mesh, P(None, "x")), put(c, mesh, P())
-    )
+    sharded = put(opposite, mesh, P(None, "x")), put(same, mesh, P(None, "x")), put(c, mesh, P())
+    d, _ = run(lambda a, b, c: fp8_gemm_nt(a, b, c=c), *sharded)
     np.testing.assert_allclose(np.asarray(d).astype(np.float32), 1, rtol=1e-2)
 
 
 def test_result_sharding_that_the_caller_asks_for():
     mesh = mesh_of(AxisType.Auto, 4, 2)
     a, b = put((A, B), mesh, P())
-    function = jax.jit(fp8_gemm_nt, out_shardings=NamedSharding(mesh, P("x", "y")))
-    assert "all-gather" not in function.lower(a, b).compile().as_text()
-    assert_close(function(a, b), WANTED)
+    d, found = run(fp8_gemm_nt, a, b, out_shardings=NamedSharding(mesh, P("x", "y")))
+    assert "all-gather" not in found
+    assert_close(d, WANTED)
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -285,9 +258,9 @@ def test_vmap_over_a_sharded_batch(axes, kind):
         put(stack([v] * 8), mesh, P("x")) if axis == 0 else put(v, mesh, P())
         for v, axis in zip((A, B), axes, strict=True)
     ]
-    function = jax.vmap(fp8_gemm_nt, axes)
-    assert not collectives(function, *args)
-    assert_close(jnp.asarray(jax.device_get(jax.jit(function)(*args))[5]), WANTED)
+    d, found = run(jax.vmap(fp8_gemm_nt, axes), *args)
+    assert not found
+    assert_close(jnp.asarray(jax.device_get(d)[5]), WANTED)
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -303,8 +276,8 @@ def test_casts_gather_nothing(cast, spec, kind):
     x = jax.random.normal(jax.random.key(0), (512, 1024))
     mesh = mesh_of(kind, 4, 2)
     sharded = jax.device_put(x, NamedSharding(mesh, P("x", "y")))
-    assert not collectives(cast, sharded)
-    got = jax.jit(cast)(sharded)
+    got, found = run(cast, sharded)
+    assert not found
     assert (got.data.sharding.spec, got.scale.sharding.spec) == (spec, spec)
     for g, wanted in zip(got, cast(x), strict=True):
         np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
@@ -315,7 +288,7 @@ def test_casts_gather_nothing(cast, spec, kind):
 def test_casts_of_shards_that_cut_blocks(cast, kind):
     x = jax.random.normal(jax.random.key(0), (64, 512))
     sharded = jax.device_put(x, NamedSharding(mesh_of(kind, 8), P("x")))
-    for g, wanted in zip(jax.jit(cast)(sharded), cast(x), strict=True):
+    for g, wanted in zip(run(cast, sharded)[0], cast(x), strict=True):
         np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
 
 
@@ -326,17 +299,13 @@ def test_both_casts_at_once_over_devices(rows, kind):
     x = jax.random.normal(jax.random.key(0), (rows, 1024))
     sharded = jax.device_put(x, NamedSharding(mesh_of(kind, 4, 2), P("x", "y")))
     function = functools.partial(quantise, straight=(1, 128), turned=(128, 1))
-    assert collectives(function, sharded) <= (GATHER if rows == 64 else set())
-    for g, wanted in zip(jax.tree.leaves(jax.jit(function)(sharded)), jax.tree.leaves(function(x)), strict=True):
+    got, found = run(function, sharded)
+    assert found <= (GATHER if rows == 64 else set())
+    for g, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(function(x)), strict=True):
         np.testing.assert_array_equal(np.asarray(g), np.asarray(wanted))
 
 
 # --- shard_map -----------------------------------------------------------------------------------------------------
-
-
-def mapped(function, in_specs, out_specs, **options):
-    mesh = mesh_of(AxisType.Auto, 4, 2)
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **options))
 
 
 def test_shard_map():
@@ -363,12 +332,13 @@ def test_gradient_of_weights_over_sharded_tokens():
 
     mesh = mesh_of(AxisType.Auto, 8)
     sharded = put((dy, x), mesh, P("x"))
-    assert collectives(gradient, *sharded) == SUM
-    assert_close(jax.jit(gradient)(*sharded), wanted)
+    d, found = run(gradient, *sharded)
+    assert found == SUM
+    assert_close(d, wanted)
     mapped_gradient = jax.shard_map(
         lambda dy, x: jax.lax.psum(gradient(dy, x), "x"), mesh=mesh, in_specs=P("x"), out_specs=P()
     )
-    assert_close(jax.jit(mapped_gradient)(dy, x), wanted)
+    assert_close(run(mapped_gradient, dy, x)[0], wanted)
 
 
 def test_shard_map_over_k():

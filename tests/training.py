@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_deepgemm import fp8_linear
+from tests.deviceless import OPTIMISED
 
 STEPS, BATCH, INPUTS, HIDDEN, OUTPUTS = 200, 256, 16, 144, 24
 RATE, DECAY = 5e-3, (0.9, 0.99)
@@ -27,7 +28,7 @@ def initial(key, scale=1.0):
     return [scale * jax.random.normal(k, s) * (2 / s[1]) ** 0.5 for k, s in zip(keys, shapes, strict=True)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=OPTIMISED)  # it runs for longer than it compiles
 def train(linear):
     """Losses of all steps of Adam, on float32 weights and bfloat16 activations; the targets are another network's."""
     teacher = initial(jax.random.key(0))
