@@ -19,6 +19,7 @@ LISTED = (
     "linear",
     "contiguous",
     "masked",
+    "fp8_fp4_masked",
     "k_grouped",
     "ragged_dot",
     "moe_mlp",

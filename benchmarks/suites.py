@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks import bf16, cast, dense, dgrad, fp8_fp4, k_grouped, linear, m_grouped, moe_mlp, ragged_dot, wgrad
+from benchmarks import (
+    bf16,
+    cast,
+    dense,
+    dgrad,
+    fp8_fp4,
+    k_grouped,
+    linear,
+    m_grouped,
+    m_grouped_fp8_fp4,
+    moe_mlp,
+    ragged_dot,
+    wgrad,
+)
 from benchmarks.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -16,5 +29,6 @@ SUITES: dict[str, Suite] = {
     "ragged_dot": ragged_dot.SUITE,
     "moe_mlp": moe_mlp.SUITE,
     **m_grouped.SUITES,
+    "fp8_fp4_masked": m_grouped_fp8_fp4.SUITE,
     "k_grouped": k_grouped.SUITE,
 }

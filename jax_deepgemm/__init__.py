@@ -12,6 +12,7 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d as GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig as Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig as Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig as GemmConfig
+from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config as KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig as ResidentConfig
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nn as bf16_gemm_nn
 from jax_deepgemm.ops.bf16_gemm import bf16_gemm_nt as bf16_gemm_nt
@@ -40,6 +41,13 @@ from jax_deepgemm.ops.k_grouped_fp8_gemm import k_grouped_fp8_gemm_tn_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nn_contiguous as m_grouped_bf16_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_contiguous as m_grouped_bf16_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nt_masked as m_grouped_bf16_gemm_nt_masked
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import (
+    m_grouped_fp8_fp4_gemm_nn_contiguous as m_grouped_fp8_fp4_gemm_nn_contiguous,
+)
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import (
+    m_grouped_fp8_fp4_gemm_nt_contiguous as m_grouped_fp8_fp4_gemm_nt_contiguous,
+)
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import m_grouped_fp8_fp4_gemm_nt_masked as m_grouped_fp8_fp4_gemm_nt_masked
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nn_contiguous as m_grouped_fp8_gemm_nn_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked

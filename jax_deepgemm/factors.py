@@ -42,6 +42,11 @@ class Factors:
     def results(self) -> tuple[Dims, ...]:
         return _parse(self.rule.split("->")[1])
 
+    def stacked(self) -> Factors:
+        """Of arrays that all have one dimension more in front, the factor `batch`."""
+        sides = (", ".join(f"batch {array}" for array in side.split(",")) for side in self.rule.split("->"))
+        return dataclasses.replace(self, rule=" -> ".join(sides))
+
     def foldable(self) -> Iterator[str]:
         """Factors that a batch may be folded into: leading their dimension, in every result, not summed."""
         for factor, *_ in self.results[0]:

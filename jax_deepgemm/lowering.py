@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import mlir
 
 from jax_deepgemm import _native, checks, compile, env, partition, tuned
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Launch
-from jax_deepgemm.op import Op
+from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.partition import ClosedJaxpr
 from jax_deepgemm.target import lowering_target
 from jax_deepgemm.warn import warn_once
@@ -64,13 +67,32 @@ def lower_cuda(
         warn_once(f"jax_deepgemm runs its operations by reference, slowly: {error}")
         return reference()
     _native.ensure_registered()
+    values, types, layouts, aliases = kernel_operands(op, operands, avals, params, mlir.ir_constant)
     lower = jax.ffi.ffi_lowering(
         _native.TARGET,
-        operand_layouts=op.operand_layouts and op.operand_layouts(avals, params),
+        operand_layouts=layouts,
         result_layouts=op.result_layouts and op.result_layouts(avals, params),
-        operand_output_aliases=dict(op.aliases(avals, params)) if op.aliases else None,
+        operand_output_aliases=aliases or None,
     )
-    return lower(ctx, *operands, **launch.attributes(binary))
+    return lower(ctx.replace(avals_in=types), *values, **launch.attributes(binary))
+
+
+def kernel_operands(
+    op: Op, operands: Sequence[Any], avals: Avals, params: Params, constant: Callable[[np.ndarray], Any]
+) -> tuple[list[Any], list[Any], Layouts, dict[int, int]]:
+    """The operands of the kernel: those of the operation, and `constant(array)` for each array that it inserts.
+
+    With them their types, their layouts, and which of them share a buffer with which result.
+    """
+    values, types = list(operands), list(avals)
+    layouts = list(op.operand_layouts(avals, params)) if op.operand_layouts else [None] * len(avals)
+    aliases = dict(op.aliases(avals, params)) if op.aliases else {}
+    for position, value in sorted(op.inserted(avals, params).items()) if op.inserted else ():
+        values.insert(position, constant(value))
+        types.insert(position, ShapedArray(value.shape, value.dtype))
+        layouts.insert(position, None)
+        aliases = {operand + (operand >= position): result for operand, result in aliases.items()}
+    return values, types, layouts, aliases
 
 
 def _describe(launch: Launch, arch: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,15 +11,18 @@ from typing import Any
 import jax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, ManualAxisType, NamedSharding, PartitionSpec
 
 from jax_deepgemm import lowering, partition
 from jax_deepgemm.batching import batch
 from jax_deepgemm.config import Config, current
+from jax_deepgemm.derivatives import differentiate
 from jax_deepgemm.factors import assign, spec
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.partition import ClosedJaxpr
+from jax_deepgemm.stacked import stacked
+from jax_deepgemm.target import H100
 
 OPS: dict[Primitive, Op] = {}
 _Items = tuple[tuple[str, Any], ...]  # params, hashable
@@ -26,6 +30,23 @@ _Items = tuple[tuple[str, Any], ...]  # params, hashable
 
 def make(op: Op) -> Callable[..., Sequence[jax.Array]]:
     """The function `(*operands, **params) -> results` that binds the primitive `jax_deepgemm_<name>` of `op`."""
+    primitive = _registered(op)
+    bind = functools.partial(_bind, op, primitive)
+    differentiate(primitive, op, bind)
+    stack = None
+    if op.batched:
+        stack = _registered(stacked(op, op.batched))
+        differentiate(stack, op, bind, of_batch=True)
+        batching.primitive_batchers[stack] = functools.partial(_batch, OPS[stack], stack, None)
+    batching.primitive_batchers[primitive] = functools.partial(_batch, op, primitive, stack)
+
+    def call(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
+        return bind(operands, current(), tuple(sorted(params.items())))
+
+    return call
+
+
+def _registered(op: Op) -> Primitive:
     primitive = Primitive(f"jax_deepgemm_{op.name}")
     OPS[primitive] = op
     primitive.multiple_results = True
@@ -33,15 +54,7 @@ def make(op: Op) -> Callable[..., Sequence[jax.Array]]:
     primitive.def_impl(functools.partial(_run, primitive))
     mlir.register_lowering(primitive, functools.partial(lowering.lower_reference, op))
     mlir.register_lowering(primitive, functools.partial(lowering.lower_cuda, op), platform="cuda")
-    batching.primitive_batchers[primitive] = functools.partial(_batch, op, primitive)
-    ad.primitive_jvps[primitive] = functools.partial(_jvp, op, primitive)
-    if op.transpose:
-        ad.primitive_transposes[primitive] = functools.partial(_transpose, op, primitive)
-
-    def call(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
-        return _bind(op, primitive, operands, current(), tuple(sorted(params.items())))
-
-    return call
+    return primitive
 
 
 # The settings are a parameter, and so fixed at tracing: partitioned code is lowered while XLA compiles, which may be
@@ -56,8 +69,7 @@ def _bind(op: Op, primitive: Primitive, operands: Sequence[jax.Array], settings:
     def call(*xs: jax.Array) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         shared = None
-        static = all(isinstance(size, int) for t in types for size in t.shape)  # not so in an export of any sizes
-        if AxisType.Manual not in mesh.axis_types and static and all(t.size for t in types):
+        if AxisType.Manual not in mesh.axis_types and _is_static(operands) and all(t.size for t in types):
             shared = _partitioned(op, primitive, shapes, settings, params, mesh)
         return primitive.bind(*xs, settings=settings, partitioned=shared, **dict(params))
 
@@ -132,6 +144,7 @@ def _abstract_eval(op: Op, *avals: Any, settings: Config, partitioned: ClosedJax
 def _batch(
     op: Op,
     primitive: Primitive,
+    stack: Primitive | None,
     operands: Sequence[jax.Array],
     axes: Sequence[int | None],
     *,
@@ -143,35 +156,44 @@ def _batch(
     static = tuple(sorted(params.items()))
     shapes = [jax.ShapeDtypeStruct(*_unbatched(x, d)) for x, d in zip(operands, axes, strict=True)]
     factors = op.factors(shapes, params) if op.factors else None
-    return batch(lambda *xs: _bind(op, primitive, xs, settings, static), factors, operands, axes)
+
+    def bind(*xs: jax.Array) -> Any:
+        return _bind(op, primitive, xs, settings, static)
+
+    # A configuration is of the kernel for one problem.
+    if op.batched is None or stack is None or params.get("config") is not None or not _is_static(operands):
+        return batch(bind, factors, operands, axes)
+    at_once = functools.partial(_at_once, op.batched.rule, _Stack(stack, settings, params))
+    return batch(bind, factors, operands, axes, at_once, before_folding=op.batched.before_folding)
 
 
 def _unbatched(x: jax.Array, axis: int | None) -> tuple[tuple[int, ...], Any]:
     return tuple(size for i, size in enumerate(x.shape) if i != axis), x.dtype
 
 
-def _jvp(op: Op, primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> Any:
-    if op.jvp is None:
-        raise NotImplementedError(f"{op.name} cannot be differentiated: {op.gradient}")
-    call, static = _again(op, primitive, **params)
-    return op.jvp(call, primals, tangents, static)
+def _at_once(rule: Callable[..., Any], stack: _Stack, *operands: jax.Array) -> Sequence[jax.Array] | None:
+    return rule(stack, operands, stack.params)
 
 
-def _transpose(op: Op, primitive: Primitive, cotangents: Any, *operands: Any, **params: Any) -> Any:
-    assert op.transpose is not None
-    if all(type(c) is ad.Zero for c in cotangents):
-        return [None] * len(operands)
-    call, static = _again(op, primitive, **params)
-    return op.transpose(call, [ad.instantiate_zeros(c) for c in cotangents], operands, static)
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """A `Stack`: the operation on a batch, with the settings and params that one problem was traced with."""
+
+    primitive: Primitive
+    settings: Config
+    params: Params
+
+    def takes(self, *operands: jax.Array, **changed: Any) -> bool:
+        op, params = OPS[self.primitive], {**self.params, **changed}
+        avals = [jax.typeof(x) for x in operands]
+        target = self.settings.target or H100  # any that there are kernels for
+        return op.plan(avals, op.abstract_eval(avals, **params), params, target, self.settings) is not None
+
+    def __call__(self, *operands: jax.Array, **changed: Any) -> Sequence[jax.Array]:
+        params = {**self.params, **changed}
+        return _bind(OPS[self.primitive], self.primitive, operands, self.settings, tuple(sorted(params.items())))
 
 
-def _again(
-    op: Op, primitive: Primitive, *, settings: Config, partitioned: ClosedJaxpr | None, **params: Any
-) -> tuple[Callable[..., Any], Params]:
-    """The operation with the settings that it was traced with, for other operands and params; and its params."""
-    del partitioned  # for the shapes that it was traced with
-
-    def call(*operands: jax.Array, **changed: Any) -> Any:
-        return _bind(op, primitive, operands, settings, tuple(sorted((params | changed).items())))
-
-    return call, params
+def _is_static(operands: Sequence[jax.Array]) -> bool:
+    """Not so in an export of any sizes."""
+    return all(isinstance(size, int) for x in operands for size in x.shape)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_deepgemm import race
 from jax_deepgemm.op import Avals, Op, Params
@@ -36,7 +37,8 @@ def fastest(op: Op, bind: Bind, avals: Avals, params: Params, configs: Sequence[
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in avals)
     copies = min(max(math.ceil(ROTATION_BYTES / size), 2), MOST_COPIES)
     calls = min(CALLS, copies)
-    groups = [[_operands(avals, orders, i) for i in range(j, j + calls)] for j in range(0, copies, calls)]
+    typical = op.typical(avals, params) if op.typical else {}
+    groups = [[_operands(avals, orders, typical, i) for i in range(j, j + calls)] for j in range(0, copies, calls)]
     programs = [program(functools.partial(bind, config=c), orders, aliases) for c in configs]
     batches = [Batch(run, groups, aliases) for run in programs]
     for batch in batches:
@@ -101,9 +103,12 @@ def _inverse(order: Order) -> Order:
     return tuple(order.index(dimension) for dimension in range(len(order)))
 
 
-def _operands(avals: Avals, orders: Sequence[Order], seed: int) -> list[jax.Array]:
+def _operands(avals: Avals, orders: Sequence[Order], typical: Mapping[int, np.ndarray], seed: int) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(seed), len(avals))
-    return [_random(key, tuple(a.shape[d] for d in o), a.dtype) for key, a, o in zip(keys, avals, orders, strict=True)]
+    return [
+        jnp.array(typical[i]) if i in typical else _random(key, tuple(a.shape[d] for d in order), a.dtype)
+        for i, (key, a, order) in enumerate(zip(keys, avals, orders, strict=True))
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -111,6 +116,6 @@ def _random(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Values whose bits toggle as those of real data do, since the power that they take sets the clock."""
     if dtype == jnp.float8_e8m0fnu:
         return jnp.ones(shape, dtype)
-    if jnp.issubdtype(dtype, jnp.integer):  # packed numbers of few bits; what indices mean is not known here
+    if jnp.issubdtype(dtype, jnp.integer):  # packed numbers of few bits; all else is for `Op.typical` to say
         return jax.random.bits(key, shape, jnp.uint8).astype(dtype) if dtype.itemsize == 1 else jnp.zeros(shape, dtype)
     return jax.random.normal(key, shape, jnp.float32).astype(dtype)

@@ -234,6 +234,9 @@ def masked(kind: str) -> tuple[MGrouped, ...]:
 
 CONTIGUOUS, MASKED = contiguous("fp8"), masked("fp8")
 BF16_CONTIGUOUS, BF16_MASKED = contiguous("bf16"), masked("bf16")
+FP4_CONTIGUOUS, FP4_MASKED = contiguous("fp8_fp4"), masked("fp8_fp4")
+# The `fp8_fp4_masked` benchmark: few rows, where weights are what is read.
+FP4_FEW_ROWS = tuple(case for case in FP4_MASKED if case.rows == 20)
 
 
 @dataclasses.dataclass(frozen=True)

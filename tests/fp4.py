@@ -17,7 +17,7 @@ from jax_deepgemm import (
     fp8_fp4_gemm_tt,
     per_token_cast_to_fp8,
 )
-from tests.helpers import dequantised
+from tests import helpers
 
 BY_32, BY_128 = ((1, 128), (1, 32)), ((1, 128), (1, 128))  # the recipes, by what of `b` shares a scale
 GEMMS = {"nt": fp8_fp4_gemm_nt, "nn": fp8_fp4_gemm_nn, "tn": fp8_fp4_gemm_tn, "tt": fp8_fp4_gemm_tt}
@@ -46,12 +46,17 @@ def weights(codes: np.ndarray, scale: np.ndarray) -> Quantized:
 def in_bytes(x: Any) -> Quantized:
     """The same operand with two values in a uint8, neighbours along the last axis."""
     codes = np.asarray(x[0]).view(np.uint8) & 15
-    return Quantized(jax.device_put(codes[:, ::2] | codes[:, 1::2] << 4), x[1])
+    return Quantized(jax.device_put(codes[..., ::2] | codes[..., 1::2] << 4), x[1])
+
+
+def dequantised(b: Any) -> np.ndarray:
+    """float64 of weights, whose scales are for each 32 or 128 of K."""
+    decoded = VALUES[np.asarray(b[0]).view(np.uint8) & 15]
+    gran_k = next(g for g in (32, 128) if -(-decoded.shape[1] // g) == b[1].shape[1])
+    return decoded * np.asarray(b[1]).astype(np.float64).repeat(gran_k, 1)[:, : decoded.shape[1]]
 
 
 def oracle(a: Any, b: Any, c: Any = None, recipe: Any = BY_32) -> np.ndarray:
     """float64 `A @ B.T (+ C)`."""
-    decoded = VALUES[np.asarray(b[0]).view(np.uint8) & 15]
-    scale = np.asarray(b[1]).astype(np.float64).repeat(recipe[1][1], 1)[:, : decoded.shape[1]]
-    product = dequantised(a, recipe[0]) @ (decoded * scale).T
+    product = helpers.dequantised(a, recipe[0]) @ dequantised(b).T
     return product if c is None else product + np.asarray(c).astype(np.float64)

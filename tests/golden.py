@@ -86,10 +86,10 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    from tests import golden_1d1d, golden_bf16, golden_fp4, golden_k_grouped, golden_m_grouped
+    from tests import golden_1d1d, golden_bf16, golden_fp4, golden_k_grouped, golden_m_grouped, golden_m_grouped_fp4
 
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(text())
-    for module in (golden_1d1d, golden_bf16, golden_fp4, golden_k_grouped, golden_m_grouped):
+    for module in (golden_1d1d, golden_bf16, golden_fp4, golden_k_grouped, golden_m_grouped, golden_m_grouped_fp4):
         module.FILE.write_text(module.text())
     print(f"wrote {FILE.parent}")

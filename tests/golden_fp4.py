@@ -13,8 +13,7 @@ import numpy as np
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90_fp4
 from jax_deepgemm.launch import Kernel, Launch
-from jax_deepgemm.ops.fp8_fp4_gemm import TileConfig
-from jax_deepgemm.ops.fp8_fp4_gemm_plan import plan, scale_kind, scale_row_bytes
+from jax_deepgemm.ops.fp8_fp4_gemm_plan import TileConfig, plan, scale_kind, scale_row_bytes
 from jax_deepgemm.target import H100, Target
 from tests.cases import FP8_FP4, ODD_M, ODD_N, Gemm
 from tests.fp4 import BY_32, KINDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_deepgemm import Quantized
-from tests import helpers
+from tests import fp4, helpers
 
 # Rows of each group, and how many after the last belong to none.
 SIZES = {
@@ -28,10 +29,11 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def operands(m: int, n: int, k: int, groups: int) -> tuple[Quantized, Quantized]:
-    """FP8 [M, K] and [G, N, K]."""
+def operands(m: int, n: int, k: int, groups: int, kind: str = "fp8", **of_fp4: Any) -> tuple[Quantized, Quantized]:
+    """FP8 [M, K] and [G, N, K], or FP4 with `kind` "fp8_fp4" and what `fp4.operands` takes."""
+    one = functools.partial(fp4.operands, **of_fp4) if kind == "fp8_fp4" else helpers.operands
     a, _ = helpers.operands(m, 16, k, seed=99)
-    distinct = [helpers.operands(8, n, k, seed=g)[1] for g in range(min(groups, MOST_DISTINCT))]
+    distinct = [one(8, n, k, seed=g)[1] for g in range(min(groups, MOST_DISTINCT))]
     return a, stack([distinct[g % MOST_DISTINCT] for g in range(groups)])
 
 
@@ -51,7 +53,10 @@ def dequantised(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
         if np.ndim(a[0]) == 2
         else np.stack([helpers.dequantised((a[0][g], a[1][g]), (1, 128)) for g in range(len(a[0]))])
     )
-    return rows, np.stack([helpers.dequantised((b[0][g], b[1][g]), (128, 128)) for g in range(len(b[0]))])
+    one = (
+        functools.partial(helpers.dequantised, block=(128, 128)) if b[0].dtype == jnp.float8_e4m3fn else fp4.dequantised
+    )
+    return rows, np.stack([one((b[0][g], b[1][g])) for g in range(len(b[0]))])
 
 
 def oracle(a: np.ndarray, b: np.ndarray, index: Any) -> np.ndarray:

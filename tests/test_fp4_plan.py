@@ -13,6 +13,7 @@ from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90_fp4
 from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, FLOAT_BY_128, UE8M0_BY_32, Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
+from jax_deepgemm.heuristics.gemm_config import align
 from jax_deepgemm.launch import Kernel, Launch, Pointer, TensorMap
 from jax_deepgemm.ops import fp8_fp4_gemm_plan
 from jax_deepgemm.target import H100, Target
@@ -172,7 +173,7 @@ def by_config(config: Fp4GemmConfig | Fp4SwappedConfig, out_bytes: int, has_c: b
 
 def threads(kernel: Kernel) -> int:
     template = dict(kernel.template)
-    if kernel.stem == SWAPPED:
+    if kernel.stem.endswith("_swapped"):
         rows, groups, scale_warps = (
             int(template["kRows"]) // 64,
             int(template["kKGroups"]),
@@ -184,7 +185,7 @@ def threads(kernel: Kernel) -> int:
 
 def threads_and_pool(kernel: Kernel) -> tuple[int, int]:
     template = dict(kernel.template)
-    if kernel.stem == SWAPPED:
+    if kernel.stem.endswith("_swapped"):
         return threads(kernel), 0
     math, feed = int(template["kMathGroups"]), int(template["kFeedGroups"])
     moves = (
@@ -208,7 +209,7 @@ def layouts() -> dict[Kernel, int]:
                 launch = fp8_fp4_gemm_plan.launch(config, *sizes, has_c=draw.random() < 0.5)
             except ValueError:  # it has no room
                 continue
-            found[launch.kernel] = launch.shared_memory
+            found[launch.kernel] = align(launch.shared_memory, 16)  # where a table of groups may begin
     return found
 
 
@@ -219,7 +220,4 @@ def test_shared_memory_is_what_the_kernel_lays_out() -> None:
 
 
 def end_of_layout(kernel: Kernel, config: str) -> str:
-    if kernel.stem == SWAPPED:
-        return f"Fp4SwappedLayout<{config}>::kBarriers + (2 * {config}::kStages + 2) * 8"
-    barriers = f"2 * {config}::kStages + 2 + Fp4Layout<{config}>::kWarps * {config}::kPackedStages"
-    return f"Fp4Layout<{config}>::kBarriers + ({barriers}) * 8"
+    return f"Fp4{'Swapped' * (kernel.stem == SWAPPED)}Layout<{config}>::kEnd"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import k_grouped, moe_mlp, ragged_dot
-from tests.cases import KGrouped, MoeMlp, RaggedDot
+from benchmarks import all as all_suites
+from benchmarks import k_grouped, m_grouped_fp8_fp4, moe_mlp, ragged_dot
+from tests.cases import KGrouped, MGrouped, MoeMlp, RaggedDot
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,24 @@ def test_k_grouped_suite(kind):
     assert check(result) is None and check(xla.prepare(operands).result()) is None
     assert check(result[::-1]) is not None and check(result - np.asarray(operands.c)) is not None
     assert case.sizes == {"groups": 3, "m": 40, "n": 72, "k": 1280}
+
+
+def test_m_grouped_fp8_fp4_suite():
+    """Our result passes its guard; with two scales exchanged it does not."""
+    case = MGrouped("m_grouped_fp8_fp4_gemm_nt_masked", 2, 12, 136, 256, drawn=True)
+    operands = m_grouped_fp8_fp4.operands(case)
+    check = m_grouped_fp8_fp4.checker(case, operands)
+    assert check(m_grouped_fp8_fp4.SUITE.ours(operands).result()) is None
+    moved = operands._replace(b_scale=operands.b_scale[::-1])
+    assert check(m_grouped_fp8_fp4.SUITE.ours(moved).result()) is not None
+    assert m_grouped_fp8_fp4.SUITE.peers[0].prepare(operands).result().shape == (2, 512, 136)
+
+
+def test_all_suites_in_order():
+    from benchmarks.suites import SUITES
+
+    warmed = all_suites.warming({name: SUITES[name] for name in ("dense", "cast", "masked")})
+    assert [command[3:5] for command in warmed] == [["dense", "--warm-peers"], ["masked", "--warm-peers"]]
+    dense, jit = all_suites.timing(["dense", "jit"], "there", ["--commit", "x"], True)
+    assert dense[3:] == ["dense", "--peers", "--json", "there/dense.json", "--commit", "x"]
+    assert jit[3:] == ["jit", "--json", "there/jit.json", "--commit", "x"]

@@ -66,3 +66,9 @@ def test_export(gemm):
         exported = jax.export.export(jax.jit(gemm), platforms=("cpu", "cuda"), disabled_checks=safe)(A, B, KS)
     again = jax.export.deserialize(exported.serialize())
     np.testing.assert_array_equal(np.asarray(again.call(A, B, KS)), np.asarray(jax.jit(gemm)(A, B, KS)))
+
+
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_without_a_target_runs_by_reference():
+    exported = jax.export.export(jax.jit(fp8), platforms=("cpu", "cuda"))(A, B, KS)
+    np.testing.assert_array_equal(np.asarray(exported.call(A, B, KS)), np.asarray(jax.jit(fp8)(A, B, KS)))

@@ -129,6 +129,16 @@ def test_export(kind, platforms):
     assert_close(again.call(a, b, jnp.asarray(INDEX)), m_grouped.oracle(rows, weights, INDEX))
 
 
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_without_a_target_runs_by_reference():
+    """Both platforms take the reference. JAX 0.12's CPU compiler aborts where a program has one twice."""
+    a, b, rows, weights = given("bf16")
+    layout = jnp.asarray(INDEX)
+    jitted = jax.jit(lambda a, b, layout: contiguous("bf16", a, b, layout))
+    exported = jax.export.export(jitted, platforms=("cpu", "cuda"))(a, b, layout)
+    assert_close(exported.call(a, b, layout), m_grouped.oracle(rows, weights, INDEX))
+
+
 # --- as XLA compiles them ------------------------------------------------------------------------------------------
 
 

@@ -74,12 +74,22 @@ def test_gradients_of_permuting_are_a_kernel_each() -> None:
     assert work(program) == {"custom-call"}
 
 
-def test_fp8_block_is_six_kernels_and_nothing_between() -> None:
+def test_fp8_block_is_five_kernels_and_nothing_between() -> None:
     program = compiled(moe_mlp, X, IDX, WEIGHTS, *QUANTISED)
+    assert kernels(program) == {
+        "sm90_moe_sort": 1,
+        "sm90_moe_permute_fp8": 1,
+        "sm90_m_grouped_fp8_gemm_swiglu": 1,
+        "sm90_m_grouped_fp8_gemm_1d2d": 1,
+        "sm90_moe_unpermute": 1,
+    }
+    assert work(program) == {"custom-call"}
+
+
+def test_fp8_block_of_few_tokens_is_six_kernels() -> None:
+    program = compiled(moe_mlp, aval(BF16, 32, H), aval(jnp.int32, 32, K), aval(F32, 32, K), *QUANTISED)
     found = kernels(program)
-    assert found.pop("sm90_moe_sort") == found.pop("sm90_moe_permute_fp8") == 1
-    assert found.pop("sm90_cast_fp8") == found.pop("sm90_moe_unpermute") == 1
-    assert list(found.values()) == [2]
+    assert found["sm90_m_grouped_fp8_gemm_1d2d"] == 2 and found["sm90_cast_fp8"] == 1 and found.total() == 6
     assert work(program) == {"custom-call"}
 
 

@@ -20,6 +20,7 @@ from jax_deepgemm import (
     Bf16GemmConfig,
     GemmConfig,
     GemmConfig1d1d,
+    KGroupedBf16Config,
     cache,
     compile,
     config,
@@ -57,7 +58,7 @@ def rows_and_columns(function, *args):
     """Of the tiles that the kernels of `function` have on an H100."""
     with set_target(H100):
         text = jax.jit(lambda *xs: function(*xs)).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
-    calls = [line for line in text.splitlines() if "@jax_deepgemm.launch(" in line]
+    calls = [line for line in text.splitlines() if "@jax_deepgemm.launch(" in line and "kRows=" in line]
     return [tuple(int(c.split(f"{name}=")[1].split(",")[0]) for name in ("kRows", "kColumns")) for c in calls]
 
 
@@ -233,6 +234,82 @@ def test_scales_by_rows(measuring):
     assert type(found.config) is GemmConfig1d1d and rows_and_columns(gemm, a, b) == tiles(found.config)
 
 
+ROWS_OF_GROUPS = jax.ShapeDtypeStruct((64, 256), jnp.bfloat16)
+WEIGHTS = jax.ShapeDtypeStruct((2, 128, 256), jnp.bfloat16)
+ENDS, INDEX = (jax.ShapeDtypeStruct((size,), jnp.int32) for size in (2, 64))
+
+
+def in_fp8(gemm, x, w, layout, **options):
+    scales = (*x.shape[:-1], 2), (2, 1, 2)
+    operands = [(v.astype(jnp.float8_e4m3fn), jnp.ones(s)) for v, s in zip((x, w), scales, strict=True)]
+    return gemm(*operands, layout, **options)
+
+
+def k_grouped_in_fp8(x, ks, **options):
+    pair = jax_deepgemm.k_grouped_cast_to_fp8(x, ks)
+    return jax_deepgemm.k_grouped_fp8_gemm_tn_contiguous(pair, pair, ks, **options)
+
+
+def ends(**options):
+    return functools.partial(jax_deepgemm.m_grouped_bf16_gemm_nt_contiguous, use_psum_layout=True, **options)
+
+
+# The function and its operands, a configuration, and what the device tells of the groups while it is measured.
+GROUPED = {
+    "ends": (ends(), (ROWS_OF_GROUPS, WEIGHTS, ENDS), Bf16GemmConfig(64, 48), [32, 64]),
+    "nn": (
+        jax_deepgemm.m_grouped_bf16_gemm_nn_contiguous,
+        (ROWS_OF_GROUPS, jax.ShapeDtypeStruct((2, 256, 128), jnp.bfloat16), INDEX),
+        Bf16GemmConfig(64, 48, layout="nn"),
+        [0] * 32 + [1] * 32,
+    ),
+    "masked": (
+        functools.partial(jax_deepgemm.m_grouped_bf16_gemm_nt_masked, expected_m=5),
+        (jax.ShapeDtypeStruct((2, 32, 256), jnp.bfloat16), WEIGHTS, ENDS),
+        Bf16GemmConfig(64, 48),
+        [5, 5],
+    ),
+    "FP8": (
+        functools.partial(in_fp8, jax_deepgemm.m_grouped_fp8_gemm_nt_contiguous),
+        (ROWS_OF_GROUPS, WEIGHTS, INDEX),
+        OTHER,
+        [0] * 32 + [1] * 32,
+    ),
+    "masked FP8": (
+        functools.partial(in_fp8, functools.partial(jax_deepgemm.m_grouped_fp8_gemm_nt_masked, expected_m=50)),
+        (jax.ShapeDtypeStruct((2, 32, 256), jnp.bfloat16), WEIGHTS, ENDS),
+        OTHER,
+        [32, 32],
+    ),
+    "of K": (
+        lambda x, ks, **options: jax_deepgemm.k_grouped_bf16_gemm_tn_contiguous(x, x, ks, **options),
+        (ROWS_OF_GROUPS, ENDS),
+        KGroupedBf16Config(64, 64),
+        [32, 32],
+    ),
+    "of K in FP8": (k_grouped_in_fp8, (ROWS_OF_GROUPS, ENDS), GemmConfig1d1d(64, 48), [128, 128]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped(name, measuring):
+    gemm, args, own, groups = GROUPED[name]
+    assert rows_and_columns(functools.partial(gemm, config=own), *args) == tiles(own)
+    (found,) = tune(gemm, *args)
+    assert type(found.config) is type(own) and rows_and_columns(gemm, *args) == tiles(found.config)
+    (call,) = tuning._calls(jax.make_jaxpr(gemm)(*args).jaxpr)
+    avals = [jax.ShapeDtypeStruct(*operand) for operand in call.operands]
+    ((_, said),) = call.op.typical(avals, dict(call.params)).items()
+    assert said.tolist() == groups and said.dtype == np.int32
+
+
+@pytest.mark.parametrize("config", [Bf16GemmConfig(64, 48, layout="nn"), Bf16GemmConfig(64, 64, cluster_rows=2)])
+def test_errors_of_grouped_configs(config):
+    x, w = (jnp.zeros(v.shape, v.dtype) for v in (ROWS_OF_GROUPS, WEIGHTS))
+    with pytest.raises(ValueError, match="`config` must be of layout nt, and share no operand, got Bf16GemmConfig"):
+        ends(config=config)(x, w, jnp.zeros(2, jnp.int32))
+
+
 def test_only_what_has_a_choice_is_measured(measuring):
     def model(a, b):
         empty = fp8_gemm_nt((a[0][:0], a[1][:0]), b)
@@ -259,6 +336,7 @@ MODELS = {
     "scan and remat": (jax.grad(scanned), 2),
     "cond": (lambda x, w: jax.lax.cond(x[0, 0] > 0, loss, lambda x, w: 2.0 * loss(x[:32], w).astype(x.dtype), x, w), 2),
     "vmap": (jax.vmap(loss, (None, 0)), 1),
+    "vmap of both": (lambda x, w: jax.vmap(loss)(jnp.stack([x, x]), jnp.stack([w, w])), 1),
     "settings": (lambda x, w: (loss(x, w), with_few(x, w)), 2),
 }
 

@@ -11,7 +11,7 @@ template <class Config>
 struct Fp4Feed {
     using Layout = Fp4Layout<Config>;
     using Shared = Fp4SharedMemory<Config>;
-    using Walk = GemmWalk<Config>;
+    using Walk = typename WalkOf<Config>::type;
     using Scales = typename Config::Scales;
     using Raw = typename Scales::Raw;
     static constexpr u32 kStageBlocks = Config::kStageBlocks, kPackedStages = Config::kPackedStages;
@@ -34,17 +34,18 @@ struct Fp4Feed {
 
     // Where in the walk: a tile and a block of its K.
     struct Cursor {
-        const Walk& walk;
-        u32 index, block, m0, n0;
+        typename Walk::OwnPace walk;
+        u32 n, index, block, m0, n0;
+        u32 of_group;  // the first row of its weights in B
 
-        __device__ __forceinline__ explicit Cursor(const Walk& walk) : walk(walk) { start(walk.first); }
-        __device__ __forceinline__ bool valid() const { return index < walk.order.count(); }
+        __device__ __forceinline__ Cursor(const Walk& walk, u32 n) : walk(walk), n(n) { start(walk.first); }
+        __device__ __forceinline__ bool valid() const { return index < walk.count(); }
 
         __device__ __forceinline__ void start(u32 tile) {
             index = tile, block = 0;
             if (!valid()) return;
             const Tile corner = walk.corner(index);
-            m0 = corner.row, n0 = corner.column;
+            m0 = corner.row, n0 = corner.column, of_group = walk.columns_at(0, n);
         }
 
         __device__ __forceinline__ void advance(u32 blocks) {
@@ -60,8 +61,8 @@ struct Fp4Feed {
     u32 m, n, row_scales;  // Raw of a row of B
     u32 thread, warp, lane;
 
-    __device__ __forceinline__ const Raw* scales_of(u32 row, u32 block) const {
-        return scales_b + static_cast<u64>(min(row, n - 1)) * row_scales + walk.k_begin + block;
+    __device__ __forceinline__ const Raw* scales_of(const Cursor& at, u32 row, u32 block) const {
+        return scales_b + static_cast<u64>(at.of_group + min(row, n - 1)) * row_scales + walk.k_begin + block;
     }
 
     // Loads a unit into `slot`; its scales into the L2 cache, from where they are read when their turn comes.
@@ -80,11 +81,11 @@ struct Fp4Feed {
             u8* const to = shared.packed((warp * kPackedStages + slot) * kTasks + i);
             const u32 at_k = (walk.k_begin + block) * (kBlockK / 2);
             if constexpr (Config::kReadBOnce) {
-                if (lane == 0) tma_load_2d(to, weights, full, at_k, row, l2_evict_first());
+                if (lane == 0) tma_load_2d(to, weights, full, at_k, at.of_group + row, l2_evict_first());
             } else {
-                if (lane == 0) tma_load_2d(to, weights, full, at_k, row);
+                if (lane == 0) tma_load_2d(to, weights, full, at_k, at.of_group + row);
             }
-            if (lane < kTaskRows) prefetch_l2(scales_of(row + lane, block));
+            if (lane < kTaskRows) prefetch_l2(scales_of(at, row + lane, block));
         }
     }
 
@@ -117,7 +118,7 @@ struct Fp4Feed {
 #pragma unroll
         for (u32 e = 0; e < kItems; ++e) {
             const u32 block = item_block(e), row = at.n0 + item_task(e).rows * kTaskRows + lane % kTaskRows;
-            if (block < count) ahead.b[e] = *scales_of(row, at.block + block);
+            if (block < count) ahead.b[e] = *scales_of(at, row, at.block + block);
         }
     }
 
@@ -162,22 +163,22 @@ struct Fp4Feed {
     }
 
     __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map) const {
-        Cursor loads(walk), next(walk);
+        Cursor loads(walk, n), next(walk, n);
 #pragma unroll 1
         for (u32 slot = 0; slot < kPackedStages; ++slot, loads.advance(Layout::kUnitBlocks)) {
             if (loads.valid()) load(weights_map, loads, slot);
         }
         Ahead ahead, now;
-        read_ahead(ahead, next);
+        if (!Walk::kStacked || next.valid()) read_ahead(ahead, next);
         Pipeline<Config::kStages> pipe;
         Pipeline<kPackedStages> packed;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const u32 m0 = next.m0;
             typename Scales::Tile tiles[kItems];
             if constexpr (Config::kTileScales) {
 #pragma unroll
                 for (u32 e = 0; e < kItems; ++e)
-                    tiles[e].begin(scales_of(next.n0 + item_task(e).rows * kTaskRows + lane % kTaskRows, 0),
+                    tiles[e].begin(scales_of(next, next.n0 + item_task(e).rows * kTaskRows + lane % kTaskRows, 0),
                                    walk.k_blocks);
             }
 #pragma unroll 1

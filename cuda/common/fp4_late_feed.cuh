@@ -40,7 +40,7 @@ struct Fp4LateFeed : Fp4Feed<Config> {
     // A row of exponents has room for an even number.
     __device__ __forceinline__ void start(Ahead& ahead, const Cursor& at) const {
         ahead.from_a = this->scales_a + at.m0 + thread;
-        ahead.from_b = reinterpret_cast<const uint2*>(this->scales_of(at.n0 + row(), 0));
+        ahead.from_b = reinterpret_cast<const uint2*>(this->scales_of(at, at.n0 + row(), 0));
 #pragma unroll
         for (u32 s = 0; s < Feed::kScalesA; ++s) ahead.has[s] = at.m0 + thread + s * Feed::kThreads < this->m;
     }
@@ -59,7 +59,8 @@ struct Fp4LateFeed : Fp4Feed<Config> {
         Barrier& full = shared.packed_full(warp, slot);
         u8* const to = shared.packed(warp * Config::kPackedStages + slot);
         if (lane == 0) full.arrive_expect_bytes(Layout::kTaskBytes);
-        if (lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2), at.n0 + warp * 32);
+        if (lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2),
+                                  at.of_group + at.n0 + warp * 32);
     }
 
     // `from`, `to`: in shared memory, this lane's packed values of the block and its row, both at the place of their first
@@ -80,7 +81,7 @@ struct Fp4LateFeed : Fp4Feed<Config> {
 
     __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map) const {
         constexpr u32 kPackedStages = Config::kPackedStages;
-        Cursor loads(walk), next(walk);
+        Cursor loads(walk, this->n), next(walk, this->n);
 #pragma unroll 1
         for (u32 slot = 0; slot < kPackedStages; ++slot, loads.advance(2)) {
             if (loads.valid()) load(weights_map, loads, slot);
@@ -93,10 +94,10 @@ struct Fp4LateFeed : Fp4Feed<Config> {
         const u32 to = shared_address(shared.weights(0)) + row() * kBlockK + key;
         Pipeline<Config::kStages> pipe;
         Pipeline<kPackedStages> packed;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const u32 m0 = next.m0;
             typename Scales::Tile tile;
-            tile.begin(this->scales_of(next.n0 + row(), 0), walk.k_blocks);
+            tile.begin(this->scales_of(next, next.n0 + row(), 0), walk.k_blocks);
             const bool all = named_barrier_all(kFeedBarrier, Feed::kThreads, tile.common >= 0);
             const bool late = __any_sync(0xffffffff, all);  // it is so for all, but the compiler should know it
             const Fp4Table table = Fp4Table{}.times_power_of_two(-tile.common);  // modulo 2^32

@@ -14,6 +14,7 @@ struct Fp4Layout : SharedLayout<Config> {
     // Packed weights come in units: for each task of a decoding warp a box of 32 rows by 2 blocks of K, 128 bytes a row.
     // Where these are too few for all warps, 16 rows, with two lanes a row.
     static constexpr u32 kWarps = 4 * Config::kFeedGroups, kTaskBlocks = 2;
+    static constexpr u32 kThreads = (Config::kMathGroups + Config::kFeedGroups) * 128;
     static constexpr u32 kUnitBlocks = Config::kStageBlocks == 1 ? kTaskBlocks : Config::kStageBlocks;
     static constexpr u32 kTaskRows = kTileN * kUnitBlocks / kTaskBlocks < 32 * kWarps ? 16 : 32;
     static constexpr u32 kTaskBytes = kTaskRows * kTaskBlocks * kBlockK / 2;
@@ -30,6 +31,8 @@ struct Fp4Layout : SharedLayout<Config> {
     static constexpr u32 kPacked = Base::kEpilogue + Base::kEpilogueBytes;
     static constexpr u32 kScales = kPacked + kPackedTasks * kTaskBytes;
     static constexpr u32 kBarriers = kScales + Base::kBlocks * kScalesBytes;
+    static constexpr u32 kEnd =
+        align_up(kBarriers + 8 * (2 * Config::kStages + 2 + kWarps * Config::kPackedStages), 16);
 };
 
 template <class Config>

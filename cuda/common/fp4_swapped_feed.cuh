@@ -9,7 +9,7 @@ template <class Config>
 struct Fp4SwappedFeed {
     using Layout = Fp4SwappedLayout<Config>;
     using Shared = Fp4SwappedMemory<Config>;
-    using Walk = GemmWalk<Config, Layout::kUnitK>;
+    using Walk = typename WalkOf<Config, Layout::kUnitK>::type;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Raw = typename Config::Scales::Raw;
     using Rows = RowFold<typename Config::Scales>;
@@ -32,9 +32,11 @@ struct Fp4SwappedFeed {
     // Run by one thread.
     __device__ __forceinline__ void load_tiles(const TensorMap& weights_map, const TensorMap& tokens_map) const {
         const u64 policy = l2_evict_first();
+        typename Walk::OwnPace walk = this->walk;
         Pipeline pipe;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
+            const u32 weights_row = walk.rows_at(corner.row, n);
 #pragma unroll 1
             for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
                 const u32 count = blocks_of(i), at_k = (walk.k_begin + i) * Layout::kUnitK;
@@ -42,9 +44,9 @@ struct Fp4SwappedFeed {
                 Barrier& full = shared.full(pipe.stage);
                 full.arrive_expect_bytes(Layout::kWeightsBytes + count * Layout::kTokensBytes);
                 if constexpr (Config::kReadBOnce) {
-                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, corner.row, policy);
+                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, weights_row, policy);
                 } else {
-                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, corner.row);
+                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, weights_row);
                 }
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j)
@@ -55,18 +57,26 @@ struct Fp4SwappedFeed {
 
     // Where in the walk: a tile and a unit of its K. The warps that write the scales of the same rows take turns.
     struct Cursor {
-        const Walk& walk;
+        typename Walk::OwnPace walk;
         u32 index, unit;
+        u32 known = ~0u, token;  // a tile, and its first token
 
         __device__ __forceinline__ Cursor(const Walk& walk, u32 first) : walk(walk), index(walk.first), unit(first) {
             find_tile();
         }
-        __device__ __forceinline__ bool valid() const { return index < walk.order.count(); }
+        __device__ __forceinline__ bool valid() const { return index < walk.count(); }
 
         __device__ __forceinline__ bool find_tile() {
             const u32 before = index;
             for (; unit >= walk.k_blocks && valid(); unit -= walk.k_blocks) index += walk.step;
             return index != before;
+        }
+
+        // The tile's first token. To find it among groups for every unit would take a good part of a unit's time.
+        __device__ __forceinline__ u32 first_token() {
+            if constexpr (!Walk::kStacked) return walk.corner(index).column;
+            if (known != index) known = index, token = walk.corner(index).column;
+            return token;
         }
 
         // Whether it comes to another tile.
@@ -94,10 +104,10 @@ struct Fp4SwappedFeed {
 
         __device__ __forceinline__ void start_tile() {
             if (!at.valid()) return;
-            const u32 row = feed.walk.corner(at.index).row + of_tile;
+            const u32 row = at.walk.corner(at.index).row + of_tile, of_group = at.walk.rows_at(0, feed.n);
 #pragma unroll
             for (u32 half = 0; half < 2; ++half)
-                from[half] = scales + static_cast<u64>(min(row + 32 * half, feed.n - 1)) * row_scales +
+                from[half] = scales + static_cast<u64>(of_group + min(row + 32 * half, feed.n - 1)) * row_scales +
                              (feed.walk.k_begin + at.unit) * kUnitBlocks;
         }
 
@@ -148,7 +158,7 @@ struct Fp4SwappedFeed {
         for (Cursor at(walk, turn); at.valid(); at.advance()) {
             Barrier& full = shared.full(stage);
             shared.empty(stage).wait(phase ^ 1);
-            copy_token_scales(scales_a, stage, at.unit, walk.corner(at.index).column, group * 32 + lane);
+            copy_token_scales(scales_a, stage, at.unit, at.first_token(), group * 32 + lane);
             full.arrive_after_async_copies();
             async_copy_wait<Layout::kAhead - 1>();
             const u8* const raw = lane_raw + copies.slot * Layout::kRawBytes;  // the next to be written to

@@ -10,7 +10,8 @@ struct Fp4SwappedLayout {
     static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns, kStages = Config::kStages;
     static constexpr u32 kRowGroups = kRows / 64, kMathGroups = kRowGroups * Config::kKGroups;
     static constexpr u32 kScaleWarps = Config::kScaleWarps;  // for each 64 rows
-    static constexpr u32 kThreads = kMathGroups * 128 + 32 + kRowGroups * kScaleWarps * 32;  // math, tiles, scales
+    static constexpr u32 kFeedWarps = 1 + kRowGroups * kScaleWarps;  // tiles, scales
+    static constexpr u32 kThreads = kMathGroups * 128 + kFeedWarps * 32;
     static constexpr u32 kUnitBlocks = 2, kUnitK = kUnitBlocks * kBlockK;  // a stage: 128 bytes of a row of weights
 
     static constexpr u32 kWeightsBytes = kRows * kUnitK / 2;
@@ -32,6 +33,7 @@ struct Fp4SwappedLayout {
     static constexpr u32 kScales = kPartials + Config::kKGroups * kPartial * 4;
     static constexpr u32 kRaw = kScales + kStages * kUnitBlocks * kScalesBytes;
     static constexpr u32 kBarriers = kRaw + kRowGroups * kScaleWarps * kAhead * kRawBytes;
+    static constexpr u32 kEnd = align_up(kBarriers + 8 * (2 * kStages + 2), 16);
 };
 
 template <class Config>

@@ -10,6 +10,9 @@ template <class Config, u32 kBlock = kBlockK>
 struct GemmWalk {
     static constexpr u32 kCluster = Config::kClusterRows * Config::kClusterColumns, kSplitK = Config::kSplitK;
 
+    // What each has of a walk who goes through it at a pace of its own.
+    using OwnPace = const GemmWalk&;
+
     TileOrder<Config::kGroup> order;
     u32 first, step, rank;
     u32 k_begin, k_blocks;
@@ -54,8 +57,8 @@ struct GemmWalk {
         return {};
     }
 
-    // For warps that are idle otherwise: rows of D that no tile has.
-    template <class Shared, class Out>
+    // For kWarps warps that have nothing else to do: rows of D that no tile has.
+    template <u32 kWarps = 2, class Shared, class Out>
     static __device__ __forceinline__ void fill_up(const Shared&, Out*, u32, u32, u32) {}
 };
 

@@ -17,6 +17,8 @@ struct GroupWalk {
     static constexpr bool kStacked = true;              // B is
     static constexpr bool kEndsInside = !Config::kSwap;  // a tile may have rows that nobody needs
 
+    using OwnPace = GroupWalk;  // a copy, since it only goes on
+
     const GroupTable* table;
     u32 tiles_n, first, step, rank;
     u32 k_begin, k_blocks;
@@ -80,9 +82,9 @@ struct GroupWalk {
         return {d, index, group, end};
     }
 
-    template <class Shared, class Out>
+    template <u32 kWarps = 2, class Shared, class Out>
     static __device__ __forceinline__ void fill_up(const Shared& shared, Out* d, u32 m, u32 n, u32 warp) {
-        fill_up_rows<Groups, 2>(table_of(shared), d, m, n, warp);
+        fill_up_rows<Groups, kWarps>(table_of(shared), d, m, n, warp);
     }
 };
 

@@ -22,11 +22,12 @@ template <class Config>
 struct Sm90Fp8Fp4Gemm {
     using Layout = Fp4Layout<Config>;
     using Shared = Fp4SharedMemory<Config>;
-    using Walk = GemmWalk<Config>;
+    using Feed = typename Fp4FeedOf<Config>::type;
+    using Walk = typename Feed::Walk;
     using Epilogue = GemmEpilogue<Config, ScaledFp8<Config>, Shared>;
     using Pipeline = ::Pipeline<Config::kStages>;
+    using Raw = typename Config::Scales::Raw;
     using Out = typename Config::Out;
-    using Feed = typename Fp4FeedOf<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
     static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
     static constexpr u32 kMathThreads = kGroups * 128;
@@ -151,11 +152,11 @@ struct Sm90Fp8Fp4Gemm {
         const u32 group = kGroups == 1 ? 0 : __any_sync(0xffffffff, threadIdx.x >= 128) ? 1 : 0;
         const u32 thread = threadIdx.x, warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
-        const Walk walk(m, n, k);
+        Walk walk(shared, m, n, k);
         Pipeline pipe;
         u32 tile_phase = 0;
         if (group == 1) pass_turn(group);
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
             float sum[kWaves][kAccumulators];
 #pragma unroll
@@ -206,74 +207,87 @@ struct Sm90Fp8Fp4Gemm {
                 release(shared, pipe.stage, lane);
             }
             if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n);
+                Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
-                                         tile_phase, m, n);
+                                         tile_phase, m, n, walk.rows(d));
             }
         }
         if (group == 0) wait_turn(group);  // the turn that nobody took
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
     }
+
+    struct Nothing {
+        __device__ __forceinline__ void operator()(const Shared&) const {}
+    };
+
+    // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
+    template <class Prepare = Nothing>
+    static __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map,
+                                               const TensorMap& d_map, const float* scales_a, const Raw* scales_b,
+                                               const Out* c, Out* d, u32 m, u32 n, u32 k, u32 row_scales,
+                                               Prepare prepare = {}) {
+        extern __shared__ __align__(1024) u8 shared_memory[];
+        const Shared shared{shared_memory};
+        const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+        constexpr u32 kMathWarps = kGroups * 4;
+
+        if (warp == kMathWarps) {
+            const u32 lane = threadIdx.x % 32;
+            if (lane < Config::kStages) {
+                shared.full(lane).init(1 + Layout::kWarps * kWarpArrivals);  // the expected bytes, and each decoding warp
+                shared.empty(lane).init(kMathWarps * kWarpArrivals);
+            }
+            if (lane < Config::kPackedStages) {
+#pragma unroll
+                for (u32 w = 0; w < Layout::kWarps; ++w) shared.packed_full(w, lane).init(1);
+            }
+            if (lane == 0) {
+                if constexpr (kSplitK > 1) {
+                    shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
+                    shared.partials_read().init(kSplitK * Epilogue::kSplitArrivals);
+                }
+                tma_prefetch_descriptor(weights_map);
+                tma_prefetch_descriptor(tokens_map);
+                if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
+            }
+            fence_barrier_init();
+        }
+        if constexpr (kSplitK > 1) {
+            cluster_sync_relaxed();
+        } else {
+            __syncthreads();
+        }
+        wait_for_predecessor();
+        release_successor();
+        prepare(shared);
+
+        // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
+        // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.
+        constexpr bool kTwoFeed = Config::kFeedGroups == 2;
+        constexpr bool kMovesRegisters = kGroups == 2 && kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
+        if (warp >= kMathWarps) {
+            if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
+            const u32 thread = threadIdx.x - kMathWarps * 32;
+            const Feed feed{shared,     Walk(shared, m, n, k), scales_a,          scales_b,   m, n,
+                            row_scales, thread,                warp - kMathWarps, thread % 32};
+            feed.run(weights_map, tokens_map);
+            // They are done with the last tile while it is still multiplied and stored.
+            Walk::template fill_up<Layout::kWarps>(shared, d, m, n, warp - kMathWarps);
+        } else {
+            if constexpr (kMovesRegisters) registers_increase<(kTwoFeed ? 208 : 216)>();
+            compute(shared, d_map, c, d, m, n, k);
+        }
+        // Peers may still read from this CTA's shared memory.
+        if constexpr (kSplitK > 1) cluster_sync();
+    }
 };
 
 template <class Config>
-__global__ void __launch_bounds__((Config::kMathGroups + Config::kFeedGroups) * 128, 1)
+__global__ void __launch_bounds__(Fp4Layout<Config>::kThreads, 1)
     sm90_fp8_fp4_gemm(const __grid_constant__ TensorMap weights_map, const __grid_constant__ TensorMap tokens_map,
                       const __grid_constant__ TensorMap d_map, const float* scales_a,
                       const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,
                       typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales) {
-    using Gemm = Sm90Fp8Fp4Gemm<Config>;
-    using Layout = typename Gemm::Layout;
-    extern __shared__ __align__(1024) u8 shared_memory[];
-    const typename Gemm::Shared shared{shared_memory};
-    const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    constexpr u32 kMathWarps = Gemm::kGroups * 4;
-
-    if (warp == kMathWarps) {
-        const u32 lane = threadIdx.x % 32;
-        if (lane < Config::kStages) {
-            shared.full(lane).init(1 + Layout::kWarps * kWarpArrivals);  // the expected bytes, and each decoding warp
-            shared.empty(lane).init(kMathWarps * kWarpArrivals);
-        }
-        if (lane < Config::kPackedStages) {
-#pragma unroll
-            for (u32 w = 0; w < Layout::kWarps; ++w) shared.packed_full(w, lane).init(1);
-        }
-        if (lane == 0) {
-            if constexpr (Gemm::kSplitK > 1) {
-                shared.partials_ready().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
-                shared.partials_read().init(Gemm::kSplitK * Gemm::Epilogue::kSplitArrivals);
-            }
-            tma_prefetch_descriptor(weights_map);
-            tma_prefetch_descriptor(tokens_map);
-            if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
-        }
-        fence_barrier_init();
-    }
-    if constexpr (Gemm::kSplitK > 1) {
-        cluster_sync_relaxed();
-    } else {
-        __syncthreads();
-    }
-    wait_for_predecessor();
-    release_successor();
-
-    // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
-    // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.
-    constexpr bool kTwoFeed = Config::kFeedGroups == 2;
-    constexpr bool kMovesRegisters =
-        Gemm::kGroups == 2 && Gemm::kAccumulators * (Config::kWaves + Config::kStageBlocks) > 64;
-    if (warp >= kMathWarps) {
-        if constexpr (kMovesRegisters) registers_decrease<(kTwoFeed ? 48 : 72)>();
-        const u32 thread = threadIdx.x - kMathWarps * 32;
-        const typename Gemm::Feed feed{shared,           GemmWalk<Config>(m, n, k), scales_a,   scales_b, m, n, row_scales,
-                                   thread, warp - kMathWarps, thread % 32};
-        feed.run(weights_map, tokens_map);
-    } else {
-        if constexpr (kMovesRegisters) registers_increase<(kTwoFeed ? 208 : 216)>();
-        Gemm::compute(shared, d_map, c, d, m, n, k);
-    }
-    // Peers may still read from this CTA's shared memory.
-    if constexpr (Gemm::kSplitK > 1) cluster_sync();
+    Sm90Fp8Fp4Gemm<Config>::run(weights_map, tokens_map, d_map, scales_a, scales_b, c, d, m, n, k, row_scales);
 }

@@ -21,8 +21,10 @@ template <class Config>
 struct Sm90Fp8Fp4GemmSwapped {
     using Layout = Fp4SwappedLayout<Config>;
     using Shared = Fp4SwappedMemory<Config>;
-    using Walk = GemmWalk<Config, Layout::kUnitK>;
+    using Feed = Fp4SwappedFeed<Config>;
+    using Walk = typename Feed::Walk;
     using Fold = typename Layout::Fold;
+    using Raw = typename Config::Scales::Raw;
     using Out = typename Config::Out;
     static constexpr u32 kRowGroups = Layout::kRowGroups, kKGroups = Config::kKGroups, kColumns = Config::kColumns;
     static constexpr u32 kSplitK = Config::kSplitK, kStages = Config::kStages;
@@ -178,9 +180,10 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
     }
 
+    template <class Rows>
     static __device__ __forceinline__ void store(const Shared& shared, const float (&sum)[kAccumulators], const Out* c,
                                                  Out* d, Tile corner, u32 group, u32 row, u32 column, u32 thread,
-                                                 u32 rank, u32 phase, u32 m, u32 n) {
+                                                 u32 rank, u32 phase, u32 m, u32 n, Rows stored) {
         constexpr u32 kPitch = Layout::kPitch;
         float* const partial = shared.partial(group);
         // Peers, or this CTA's other warps, may still read the partial tiles of the iteration before.
@@ -200,7 +203,8 @@ struct Sm90Fp8Fp4GemmSwapped {
             shared.partials_ready().wait_cluster(phase);
         }
         add_up_and_store<kSplitK, Config::kHasC, kColumns, Config::kRows, kPitch, kMathThreads, AllColumns, Out,
-                         kKGroups>(shared.partial(0), d, c, corner.column, corner.row, m, n, rank, thread);
+                         kKGroups>(shared.partial(0), d, c, corner.column, corner.row, stored.bound(m), n, rank, thread,
+                                   stored);
         if constexpr (kSplitK > 1) {
             named_barrier_sync(1, kMathThreads);
             to_peers(thread, [&](u32 peer) { shared.partials_read().arrive_remote(peer); });
@@ -212,11 +216,11 @@ struct Sm90Fp8Fp4GemmSwapped {
         const u32 warpgroup = __shfl_sync(0xffffffff, thread / 128, 0), lane = thread % 32;
         const u32 rows = warpgroup % kRowGroups, group = warpgroup / kRowGroups;
         u32 row = rows * 64 + thread / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
-        const Walk walk(m, n, k);
+        Walk walk(shared, m, n, k);
         const u32 blocks = ceil_div(k, kBlockK) - walk.k_begin * Layout::kUnitBlocks;
         // Units are numbered through all tiles, and groups take turns: this one's next, and the tile's first.
         u32 next = group, first = 0, stage = group, phase = 0, tile_phase = 0;
-        for (u32 index = walk.first; index < walk.order.count(); index += walk.step, tile_phase ^= 1) {
+        for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             float sum[kAccumulators];
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[i] = 0;
@@ -247,9 +251,68 @@ struct Sm90Fp8Fp4GemmSwapped {
                 }
             }
             first += walk.k_blocks;
-            store(shared, sum, c, d, walk.corner(index), group, row, column, thread, kSplitK > 1 ? walk.rank : 0,
-                  tile_phase, m, n);
+            const Tile corner = walk.corner(index);
+            store(shared, sum, c, d, corner, group, row, column, thread, kSplitK > 1 ? walk.rank : 0, tile_phase, m, n,
+                  walk.rows(d));
         }
+    }
+
+    struct Nothing {
+        __device__ __forceinline__ void operator()(const Shared&) const {}
+    };
+
+    // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
+    template <class Prepare = Nothing>
+    static __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map,
+                                               const float* scales_a, const Raw* scales_b, const Out* c, Out* d, u32 m,
+                                               u32 n, u32 k, u32 row_scales, Prepare prepare = {}) {
+        extern __shared__ __align__(1024) u8 shared_memory[];
+        const Shared shared{shared_memory};
+        const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+        constexpr u32 kMathWarps = Layout::kMathGroups * 4;
+
+        if (warp == kMathWarps) {
+            const u32 lane = threadIdx.x % 32;
+            if (lane < Config::kStages) {
+                // The expected bytes, each warp of scales and its lanes' copies; the warps that read it.
+                shared.full(lane).init(1 + Layout::kRowGroups * (32 + kWarpArrivals));
+                shared.empty(lane).init(Layout::kRowGroups * 4 * kWarpArrivals);
+            }
+            if (lane == 0) {
+                if constexpr (kSplitK > 1) {
+                    shared.partials_ready().init(kSplitK * kSplitArrivals);
+                    shared.partials_read().init(kSplitK * kSplitArrivals);
+                }
+                tma_prefetch_descriptor(weights_map);
+                tma_prefetch_descriptor(tokens_map);
+            }
+            fence_barrier_init();
+        }
+        if constexpr (kSplitK > 1) {
+            cluster_sync_relaxed();
+        } else {
+            __syncthreads();
+        }
+        wait_for_predecessor();
+        release_successor();
+        prepare(shared);
+
+        if (warp >= kMathWarps) {
+            const Feed feed{shared, Walk(shared, m, n, k), m, n, ceil_div(k, kBlockK)};
+            if (warp > kMathWarps) {
+                const u32 scale_warp = warp - kMathWarps - 1;
+                feed.write_scales(scales_a, scales_b, row_scales, scale_warp / Layout::kScaleWarps,
+                                  scale_warp % Layout::kScaleWarps, threadIdx.x % 32);
+            } else if (elect_one()) {
+                feed.load_tiles(weights_map, tokens_map);
+            }
+            // They are done with the last tile while it is still multiplied and stored.
+            Walk::template fill_up<Layout::kFeedWarps>(shared, d, m, n, warp - kMathWarps);
+        } else {
+            compute(shared, c, d, m, n, k);
+        }
+        // Peers may still read from this CTA's shared memory.
+        if constexpr (kSplitK > 1) cluster_sync();
     }
 };
 
@@ -259,50 +322,5 @@ __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
                               const __grid_constant__ TensorMap tokens_map, const float* scales_a,
                               const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,
                               typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales) {
-    using Gemm = Sm90Fp8Fp4GemmSwapped<Config>;
-    using Layout = typename Gemm::Layout;
-    extern __shared__ __align__(1024) u8 shared_memory[];
-    const typename Gemm::Shared shared{shared_memory};
-    const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    constexpr u32 kMathWarps = Layout::kMathGroups * 4;
-
-    if (warp == kMathWarps) {
-        const u32 lane = threadIdx.x % 32;
-        if (lane < Config::kStages) {
-            // The expected bytes, each warp of scales and its lanes' copies; the warps that read it.
-            shared.full(lane).init(1 + Layout::kRowGroups * (32 + kWarpArrivals));
-            shared.empty(lane).init(Layout::kRowGroups * 4 * kWarpArrivals);
-        }
-        if (lane == 0) {
-            if constexpr (Gemm::kSplitK > 1) {
-                shared.partials_ready().init(Gemm::kSplitK * Gemm::kSplitArrivals);
-                shared.partials_read().init(Gemm::kSplitK * Gemm::kSplitArrivals);
-            }
-            tma_prefetch_descriptor(weights_map);
-            tma_prefetch_descriptor(tokens_map);
-        }
-        fence_barrier_init();
-    }
-    if constexpr (Gemm::kSplitK > 1) {
-        cluster_sync_relaxed();
-    } else {
-        __syncthreads();
-    }
-    wait_for_predecessor();
-    release_successor();
-
-    if (warp >= kMathWarps) {
-        const Fp4SwappedFeed<Config> feed{shared, typename Gemm::Walk(m, n, k), m, n, ceil_div(k, kBlockK)};
-        if (warp > kMathWarps) {
-            const u32 scale_warp = warp - kMathWarps - 1;
-            feed.write_scales(scales_a, scales_b, row_scales, scale_warp / Layout::kScaleWarps,
-                              scale_warp % Layout::kScaleWarps, threadIdx.x % 32);
-        } else if (elect_one()) {
-            feed.load_tiles(weights_map, tokens_map);
-        }
-    } else {
-        Gemm::compute(shared, c, d, m, n, k);
-    }
-    // Peers may still read from this CTA's shared memory.
-    if constexpr (Gemm::kSplitK > 1) cluster_sync();
+    Sm90Fp8Fp4GemmSwapped<Config>::run(weights_map, tokens_map, scales_a, scales_b, c, d, m, n, k, row_scales);
 }

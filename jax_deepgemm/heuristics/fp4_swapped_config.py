@@ -56,6 +56,18 @@ class Fp4SwappedConfig:
             raise ValueError(f"`split_k` must be at most 8, got {self.split_k}")
 
     @property
+    def cluster(self) -> int:
+        return self.split_k
+
+    @property
+    def tile_m(self) -> int:
+        return self.columns
+
+    @property
+    def tile_n(self) -> int:
+        return self.rows
+
+    @property
     def warpgroups(self) -> int:
         return self.rows // 64 * self.k_groups
 

@@ -41,18 +41,15 @@ def ranked(
     m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int, smem_bytes: int
 ) -> list[Fp4GemmConfig | Fp4SwappedConfig]:
     """All candidates for that problem, the cheapest first; never none."""
+    fitting = (c for c in candidates(m, n, k, scales, num_sms) if fits(c, scales, out_bytes, smem_bytes))
+    return sorted(fitting, key=lambda c: estimate_us(c, m, n, k, scales, out_bytes, num_sms))
 
-    def fits(c: Fp4GemmConfig | Fp4SwappedConfig) -> bool:
-        if isinstance(c, Fp4SwappedConfig):
-            return c.layout(smem_bytes, scales).stages >= max(3, c.k_groups)
-        return c.fp4_layout(out_bytes, smem_bytes, scales).packed_stages >= 3
 
-    def price(c: Fp4GemmConfig | Fp4SwappedConfig) -> float:
-        if isinstance(c, Fp4SwappedConfig):
-            return sm90_fp4_swapped.estimate_us(c, m, n, k, scales, out_bytes, num_sms)
-        return estimate_us(c, m, n, k, scales, out_bytes, num_sms)
-
-    return sorted(filter(fits, candidates(m, n, k, scales, num_sms)), key=price)
+def fits(c: Fp4GemmConfig | Fp4SwappedConfig, scales: Scales, out_bytes: int, smem_bytes: int) -> bool:
+    """Whether shared memory holds enough stages."""
+    if isinstance(c, Fp4SwappedConfig):
+        return c.layout(smem_bytes, scales).stages >= max(3, c.k_groups)
+    return c.fp4_layout(out_bytes, smem_bytes, scales).packed_stages >= 3
 
 
 def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator[Fp4GemmConfig | Fp4SwappedConfig]:
@@ -72,8 +69,12 @@ def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator
             yield Fp4GemmConfig(rows, columns, split_k=split, tile_scales=late)
 
 
-def estimate_us(c: Fp4GemmConfig, m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int) -> float:
+def estimate_us(
+    c: Fp4GemmConfig | Fp4SwappedConfig, m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int
+) -> float:
     """The model's time in microseconds."""
+    if isinstance(c, Fp4SwappedConfig):
+        return sm90_fp4_swapped.estimate_us(c, m, n, k, scales, out_bytes, num_sms)
     tiles = ceil_div(m, c.rows) * ceil_div(n, c.columns)
     waves = ceil_div(tiles, resident_clusters(c.cluster, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)

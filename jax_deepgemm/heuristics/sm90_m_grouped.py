@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from jax_deepgemm.heuristics import sm90, sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
 
 EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
@@ -34,7 +35,7 @@ def ranked(
     rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
 ) -> list[GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
-    sizes = _about(rows, expected)
+    sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
     best = _measured(rows, expected, n * k)
     if best is not None and best.stage_blocks * BLOCK_K <= k and best not in found:
@@ -42,7 +43,7 @@ def ranked(
     fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= 3]
 
     def price(c: GemmConfig) -> float:
-        return sum(sm90.estimate_us(c, m, _width(c, groups, n), k, out_bytes, num_sms) for m in sizes)
+        return sum(sm90.estimate_us(c, m, width_of(c, groups, n), k, out_bytes, num_sms) for m in sizes)
 
     return sorted(fitting, key=lambda c: (c != best, price(c), -c.stage_blocks))
 
@@ -74,7 +75,7 @@ def ranked_bf16(
     layout: str, rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
 ) -> list[Bf16GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
-    sizes = _about(rows, expected)
+    sizes = about(rows, expected)
     found: dict[Bf16GemmConfig, None] = {}
     for m in sizes:
         for c in sm90_bf16.candidates(layout, m, groups * n, k, num_sms):
@@ -83,17 +84,18 @@ def ranked_bf16(
     fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= sm90_bf16.least_stages(c)]
 
     def price(c: Bf16GemmConfig) -> float:
-        width = _width(c, groups, n)
+        width = width_of(c, groups, n)
         return sum(sm90_bf16.estimate_us(c, m, width, k, out_bytes, num_sms, smem_bytes) for m in sizes)
 
     return sorted(fitting, key=lambda c: (price(c), -c.stage_blocks))
 
 
-def _about(rows: int, expected: bool) -> list[int]:
+def about(rows: int, expected: bool) -> list[int]:
+    """Numbers of rows that a group may have."""
     return [max(1, round(rows * share)) for share in (EXPECTED if expected else UNKNOWN)]
 
 
-def _width(c: GemmConfig, groups: int, n: int) -> int:
+def width_of(c: GemmConfig | Fp4SwappedConfig, groups: int, n: int) -> int:
     """Columns of all groups' tiles."""
     return groups * ceil_div(n, c.tile_n) * c.tile_n
 

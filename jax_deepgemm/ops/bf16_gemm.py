@@ -12,7 +12,7 @@ from jax_deepgemm import checks
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.op import Avals, Op, Params
-from jax_deepgemm.ops import bf16_gemm_gradient
+from jax_deepgemm.ops import batched_bf16_gemm, bf16_gemm_gradient
 from jax_deepgemm.ops.bf16_gemm_plan import plan, ranked
 from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
 from jax_deepgemm.ops.varying import varying_alike
@@ -50,6 +50,9 @@ def bf16_gemm_nt(
 
     Under jit over several devices, operands sharded over M or N stay where they are, and sharded K becomes a sum of
     float32 partial results. Shards whose rows are no multiples of 16 bytes are multiplied by XLA.
+
+    Under `vmap` of one operand the batch becomes part of M or N. Of both, it is one launch of a grouped GEMM, for up to
+    1024 problems; to its result `c` is added. So are the derivatives. More problems, or a `config`, make a loop.
 
     Raises TypeError or ValueError, naming the argument, for other dtypes and shapes.
 
@@ -96,7 +99,7 @@ def bf16_gemm_tn(
     a: bfloat16 [K, M], M a multiple of 8.
     b: bfloat16 [K, N], N a multiple of 8.
 
-    K is any number. The kernel reads both as they lie in memory.
+    K is any number. The kernel reads both as they lie in memory. Under `vmap` of both it adds `c` itself.
 
     >>> bf16_gemm_tn(jnp.ones((5, 16), jnp.bfloat16), jnp.ones((5, 128), jnp.bfloat16)).shape
     (16, 128)
@@ -117,7 +120,7 @@ def bf16_gemm_tt(
     a: bfloat16 [K, M], M a multiple of 8.
     b: bfloat16 [N, K], K a multiple of 8, and N as for `bf16_gemm_nt`.
 
-    The kernel reads both as they lie in memory.
+    The kernel reads both as they lie in memory, but under `vmap` of both XLA transposes `a`.
 
     >>> bf16_gemm_tt(jnp.ones((256, 16), jnp.bfloat16), jnp.ones((128, 256), jnp.bfloat16)).shape
     (16, 128)
@@ -203,5 +206,6 @@ _call: Any = make(
         reduce=reduce_before(2),
         jvp=bf16_gemm_gradient.jvp,
         transpose=bf16_gemm_gradient.transpose,
+        batched=batched_bf16_gemm.BATCHED,
     )
 )

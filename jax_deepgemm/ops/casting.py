@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
-from jax_deepgemm.op import Avals, Layouts, Op, Params
+from jax_deepgemm.op import Avals, Batched, Layouts, Op, Params, Stack
 from jax_deepgemm.ops.casting_plan import TILE, Block, plan
 from jax_deepgemm.primitive import make
 
@@ -212,8 +212,17 @@ def _jvp(
 ) -> tuple[Sequence[jax.Array], Sequence[Any]]:
     """The derivatives of the reference: rounding counts as the identity, scales as constant."""
     (tangent,) = map(ad.instantiate_zeros, tangents)
-    _, out_tangents = jax.jvp(functools.partial(reference, **params), tuple(primals), (tangent,))
+    function = functools.partial(reference, **params)
+    if tangent.ndim == 3:  # of a batch
+        function = jax.vmap(function)
+    _, out_tangents = jax.jvp(function, tuple(primals), (tangent,))
     return call(*primals, **params), out_tangents
+
+
+def _stacked(stack: Stack, operands: Sequence[jax.Array], params: Params) -> Sequence[jax.Array] | None:
+    """Blocks only: folded into the rows, they would come out transposed together, and the batch between the columns."""
+    by_block = (TILE, TILE) in (params["straight"], params["turned"])
+    return stack(*operands) if by_block and stack.takes(*operands) else None
 
 
 _call: Any = make(
@@ -225,6 +234,7 @@ _call: Any = make(
         result_layouts=_result_layouts,
         factors=_factors,
         jvp=_jvp,
+        batched=Batched(plan, rule=_stacked, before_folding=True),
     )
 )
 

@@ -106,22 +106,22 @@ def dequantise_fp4(data: jax.Array, scale: jax.Array, gran_k: int) -> jax.Array:
 
 
 def packed(x: jax.Array) -> jax.Array:
-    """float4_e2m1fn [M, K], K even, as uint8 [M, K / 2]. On a GPU the same bytes."""
+    """float4_e2m1fn [..., K], K even, as uint8 [..., K / 2]. On a GPU the same bytes."""
     if x.dtype == jnp.uint8:
         return x
 
     def pack(v: jax.Array) -> list[jax.Array]:
-        return [jax.lax.bitcast_convert_type(v.reshape(v.shape[0], v.shape[1] // 2, 2), jnp.uint8)]
+        return [jax.lax.bitcast_convert_type(v.reshape(*v.shape[:-1], v.shape[-1] // 2, 2), jnp.uint8)]
 
     return with_explicit_axes(pack, [x], lambda mesh_shape, types: [types[0].sharding.spec])[0]
 
 
 def unpacked(x: jax.Array) -> jax.Array:
-    """uint8 [M, K / 2] as float4_e2m1fn [M, K]."""
+    """uint8 [..., K / 2] as float4_e2m1fn [..., K]."""
     if x.dtype == jnp.float4_e2m1fn:
         return x
 
     def unpack(v: jax.Array) -> list[jax.Array]:
-        return [jax.lax.bitcast_convert_type(v, jnp.float4_e2m1fn).reshape(v.shape[0], v.shape[1] * 2)]
+        return [jax.lax.bitcast_convert_type(v, jnp.float4_e2m1fn).reshape(*v.shape[:-1], v.shape[-1] * 2)]
 
     return with_explicit_axes(unpack, [x], lambda mesh_shape, types: [types[0].sharding.spec])[0]

@@ -35,7 +35,7 @@ def fp8_dot_general(
     weights are: with one scale for each 128 of the summed dimensions, and in `rhs` for 128 of the others. Gradients,
     sizes, sharding and errors are as for `fp8_linear`.
 
-    Batch dimensions become a loop of GEMMs, one for each element of the batch.
+    Batch dimensions are as for `fp8_linear` under `vmap`: a product is one launch.
 
     It is `jax.lax.dot_general` itself, not FP8, where
     - an operand, or the result, is neither bfloat16 nor float32;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,13 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
-from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
-from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops.casting import dequantise
-from jax_deepgemm.ops.folding import resize
-from jax_deepgemm.ops.fp4_casting import dequantise_fp4, packed, unpacked
-from jax_deepgemm.ops.fp8_fp4_gemm_plan import SCALE_ALIGNMENT, plan, ranked, scale_kind, scale_row_bytes
+from jax_deepgemm.ops.fp4_weights import Operand, Recipe, checked_recipe, checked_weights, for_kernel, values
+from jax_deepgemm.ops.fp8_fp4_gemm_plan import CONFIGS, SCALE_ALIGNMENT, TileConfig, plan, ranked
 from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
 from jax_deepgemm.primitive import make
 
-Operand = Quantized | tuple[jax.Array, jax.Array]
-Recipe = tuple[tuple[int, int], tuple[int, int]]
-RECIPES: tuple[Recipe, ...] = (((1, 128), (1, 32)), ((1, 128), (1, 128)))  # the default first
-TileConfig = Fp4GemmConfig | Fp4SwappedConfig
-CONFIGS = (Fp4GemmConfig, Fp4SwappedConfig)
 _OUT_DTYPES = (jnp.bfloat16, jnp.float32)
 _K_MAJOR = ("M, K", "N, K")
 
@@ -144,15 +136,13 @@ def _gemm(
     config: TileConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
-    recipe = RECIPES[0] if recipe is None else recipe
-    if recipe not in RECIPES:
-        checks.fail(ValueError, "recipe", f"{' or '.join(map(str, RECIPES))} or None", repr(recipe))
+    recipe = checked_recipe(recipe)
     dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
     checks.config(config, CONFIGS, dtype.itemsize)
     a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
-    weights = _weights(b, dims[1], recipe[1])
+    weights = checked_weights("b", b, dims[1], recipe, k_last=dims[1] in _K_MAJOR)
     m, k = _k_last(a.data.shape, dims[0])
-    n, k_of_b = _k_last(weights.sizes, dims[1])
+    n, k_of_b = _k_last(weights.shape, dims[1])
     if k_of_b != k:
         wanted = ", ".join(map(str, _k_last((n, k), dims[1])))
         checks.fail(ValueError, "b", f"of {wanted} values with the K of `a`", weights.data)
@@ -162,11 +152,8 @@ def _gemm(
         wanted = f"of ({dims[1]}) values with N a multiple of {16 // dtype.itemsize} for {dtype} out"
         checks.fail(ValueError, "b", wanted, weights.data)
     added = () if c is None else (checks.array("c", c, [dtype], f"{m}, {n}", (m, n)),)
-    data, scale = weights.data, weights.scale
-    if dims[1] not in _K_MAJOR:
-        data, scale = unpacked(data).T, scale.T
     operands = [v if dims[0] in _K_MAJOR else v.T for v in a]
-    operands += [packed(data), _aligned_rows(scale, k, recipe), *added]
+    operands += [*for_kernel(weights, recipe, k_last=dims[1] in _K_MAJOR), *added]
     return _call(*operands, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 
@@ -174,30 +161,6 @@ def _k_last(sizes: Sequence[int], dims: str) -> tuple[int, int]:
     """Turns sizes in the order of `dims` around if K comes first there; and so turns them back."""
     first, second = sizes
     return (first, second) if dims in _K_MAJOR else (second, first)
-
-
-class _Weights(NamedTuple):
-    data: jax.Array
-    scale: jax.Array
-    sizes: tuple[int, int]  # of the matrix, in values
-
-
-def _weights(b: Operand, dims: str, block: tuple[int, int]) -> _Weights:
-    data, scale = checks.pair("b", b)
-    data = checks.array("b", data, [jnp.float4_e2m1fn, jnp.uint8], dims)
-    sizes = (data.shape[0], data.shape[1] * (2 if data.dtype == jnp.uint8 else 1))
-    shape = checks.scale_shape(sizes, _k_last(block, dims))
-    scale = checks.array("b.scale", scale, [jnp.float32, jnp.float8_e8m0fnu], ", ".join(map(str, shape)), shape)
-    if block[1] == 128:
-        scale = scale.astype(jnp.float32)
-    return _Weights(data, scale, sizes)
-
-
-def _aligned_rows(scale: jax.Array, k: int, recipe: Recipe) -> jax.Array:
-    """The scales of B as the kernel reads them, UE8M0 as uint8: padded where a row is no multiple of a box."""
-    if scale.dtype == jnp.float8_e8m0fnu:
-        scale = jax.lax.bitcast_convert_type(scale, jnp.uint8)
-    return resize(scale, (scale.shape[0], scale_row_bytes(k, scale_kind(scale.dtype, recipe)) // scale.dtype.itemsize))
 
 
 # The operands of the primitive: a's data and scale, b's data packed and its scale padded, and c if there is one.
@@ -219,12 +182,9 @@ def _reference(
     recipe: Recipe,
     config: TileConfig | None,
 ) -> list[jax.Array]:
-    gran_k = recipe[1][1]
-    if b_scale.dtype == jnp.uint8:
-        b_scale = jax.lax.bitcast_convert_type(b_scale, jnp.float8_e8m0fnu)
     product = jax.lax.dot_general(
         dequantise(Quantized(a, a_scale), block=recipe[0]),
-        dequantise_fp4(unpacked(b), b_scale[:, : -(-a.shape[1] // gran_k)], gran_k=gran_k),
+        values(b, b_scale, recipe),
         (((1,), (1,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 SCALE_ALIGNMENT = 16  # bytes, of a row of weight scales
+TileConfig = Fp4GemmConfig | Fp4SwappedConfig
+CONFIGS = (Fp4GemmConfig, Fp4SwappedConfig)
 
 
 def plan(
@@ -43,7 +45,7 @@ def plan(
 
 def ranked(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
-) -> list[Fp4GemmConfig | Fp4SwappedConfig]:
+) -> list[TileConfig]:
     """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
     problem = _problem(avals, out_avals, params, target, config)
     return [] if problem is None else sm90_fp4.ranked(*problem)
@@ -74,7 +76,7 @@ def scale_row_bytes(k: int, scales: Scales) -> int:
 
 
 def launch(
-    tile: Fp4GemmConfig | Fp4SwappedConfig,
+    tile: TileConfig,
     m: int,
     n: int,
     k: int,
@@ -87,21 +89,20 @@ def launch(
     pdl: bool = False,
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
-    rest = m, scales, out_bytes, smem_bytes, has_c
-    parts = _swapped(tile, *rest) if isinstance(tile, Fp4SwappedConfig) else _by_feeding_warps(tile, *rest)
-    tiles = -(-n // parts.tile_n) * -(-m // parts.tile_m)
+    parts = parts_of(tile, m, scales, out_bytes, smem_bytes, has_c=has_c)
+    tiles = -(-n // tile.tile_n) * -(-m // tile.tile_m)
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c else 4
     return Launch(
-        kernel=parts.kernel,
+        kernel=Kernel(f"sm90_fp8_fp4_gemm{parts.form}", parts.template),
         grid=(min(tiles, max(1, num_sms // tile.split_k)) * tile.split_k, 1, 1),
         block=(parts.threads, 1, 1),
         cluster=(tile.split_k, 1, 1),
         shared_memory=parts.shared_memory,
         pdl=pdl,
         arguments=(
-            TensorMap(b, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, parts.weight_rows), swizzle=128),
-            TensorMap(a, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, parts.tile_m), swizzle=128),
+            weights_map(b, n, k, parts.weight_rows),
+            tokens_map(a, m, k, tile.tile_m),
             *(store_map(d, m, n, out_bytes, store) for store in parts.stores),
             Pointer(a_scale),
             Pointer(b_scale),
@@ -110,26 +111,46 @@ def launch(
             Scalar(m, "uint32"),
             Scalar(n, "uint32"),
             Scalar(k, "uint32"),
-            Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32"),
+            row_scales(k, scales),
         ),
     )
 
 
-class _Parts(NamedTuple):
+def weights_map(buffer: int, n: int, k: int, rows: int) -> TensorMap:
+    """Of packed weights, `rows` of them in a box."""
+    return TensorMap(buffer, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, rows), swizzle=128)
+
+
+def tokens_map(buffer: int, m: int, k: int, rows: int) -> TensorMap:
+    return TensorMap(buffer, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, rows), swizzle=128)
+
+
+def row_scales(k: int, scales: Scales) -> Scalar:
+    """Those of a row of weights, as many at once as the kernel reads."""
+    return Scalar(scale_row_bytes(k, scales) // scales.row_bytes, "uint32")
+
+
+class Parts(NamedTuple):
     """What a launch has from its kind of configuration."""
 
-    kernel: Kernel
+    form: str  # of the kernel: how its name ends
+    template: tuple[tuple[str, int | bool | str], ...]
     threads: int
     shared_memory: int
-    tile_m: int
-    tile_n: int
     weight_rows: int  # of a box of packed weights
     stores: tuple[Store, ...]  # of the kernel that stores by TMA
 
 
+def parts_of(
+    tile: TileConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, *, has_c: bool = False
+) -> Parts:
+    rest = m, scales, out_bytes, smem_bytes, has_c
+    return _swapped(tile, *rest) if isinstance(tile, Fp4SwappedConfig) else _by_feeding_warps(tile, *rest)
+
+
 def _by_feeding_warps(
     tile: Fp4GemmConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool
-) -> _Parts:
+) -> Parts:
     packed_stages, store, shared_memory = tile.fp4_layout(out_bytes, smem_bytes, scales)
     if packed_stages < 2:
         raise ValueError(
@@ -145,11 +166,10 @@ def _by_feeding_warps(
         *([("kUnroll", tile.unroll)] if tile.unroll and scales == UE8M0_BY_32 else []),
     )
     threads = (tile.math_groups + tile.feed_groups) * 128
-    kernel = Kernel("sm90_fp8_fp4_gemm", arguments)
-    return _Parts(kernel, threads, shared_memory, tile.tile_m, tile.tile_n, tile.task_rows, (store,))
+    return Parts("", arguments, threads, shared_memory, tile.task_rows, (store,))
 
 
-def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool) -> _Parts:
+def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, smem_bytes: int, has_c: bool) -> Parts:
     stages, shared_memory = tile.layout(smem_bytes, scales)
     least = max(2, tile.k_groups)
     if stages < least:
@@ -173,5 +193,4 @@ def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, sme
         ("Scales", scales.name),
         *([("kPipelined", True)] if tile.pipelined else []),
     )
-    kernel = Kernel("sm90_fp8_fp4_gemm_swapped", arguments)
-    return _Parts(kernel, tile.threads, shared_memory, tile.columns, tile.rows, tile.rows, ())
+    return Parts("_swapped", arguments, tile.threads, shared_memory, tile.rows, ())

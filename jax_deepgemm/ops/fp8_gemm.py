@@ -16,6 +16,7 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.op import Avals, Layouts, Op, Params
+from jax_deepgemm.ops import batched_fp8_gemm
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE, ROW_RECIPE, plan, ranked
 from jax_deepgemm.ops.gemm_result import alias_of, reduce_before, rounded
@@ -57,6 +58,10 @@ def fp8_gemm_nt(
     becomes a sum of float32 partial results. K that is no multiple of 128, N that is none where a scale of `b` is for
     128 rows, or shards that cut a block, are gathered. So is everything under `jax.export` for several devices,
     outside `shard_map`.
+
+    Under `vmap` of one operand the batch becomes part of M or N. Of both, it is one launch of a grouped GEMM, for up to
+    1024 problems; to its result `c` is added. By the second recipe it adds `c` itself, and K must be a multiple of 128.
+    All else, and a `config` with both, makes a loop.
 
     Raises TypeError or ValueError, naming the argument, for other dtypes and shapes; NotImplementedError when
     differentiated.
@@ -245,6 +250,7 @@ _call: Any = make(
         aliases=alias_of(4),
         factors=_factors,
         reduce=reduce_before(4),
+        batched=batched_fp8_gemm.BATCHED,
         gradient="quantised operands have no gradients; differentiate around it with jax.custom_vjp",
     )
 )

@@ -51,8 +51,10 @@ def fp8_linear(
 
     Over several devices `fp8_gemm_nt` says what is sharded and what is gathered: N, K, and for `dw` the tokens of each
     device, should be multiples of 128. Shard only the first of several leading dimensions, or use `shard_map`: they
-    become one, and XLA may gather where another is sharded. Where `w` is the same for all, leading dimensions are also
-    far better than `vmap`, under which `dw` is computed in a loop.
+    become one, and XLA may gather where another is sharded.
+
+    Under `vmap` of `x` and `w` a product is one launch for the batch; that of `dw`, if there are a multiple of 128 rows
+    of `x`, else a loop. Where `w` is the same for all, leading dimensions are far better: `vmap` makes a `dw` for each.
 
     Raises TypeError or ValueError, naming the argument, for other dtypes and shapes. Raises NotImplementedError for
     second derivatives, and for the gradient of quantised weights: stop it with `jax.lax.stop_gradient(w)`. That of `x`

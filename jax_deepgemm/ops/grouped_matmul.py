@@ -2,7 +2,8 @@
 
 Two products are each other's transposes: one multiplies the rows of each group with a matrix of the group, the other
 sums outer products of rows over each group. In FP8 the recipe is that of `fp8_linear`, but the gradient of the weights
-is a product of BF16 matrices.
+is a product of BF16 matrices: casts in which each group begins with a block of its own take about the time that FP8
+would save.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
@@ -99,6 +100,10 @@ def _factors(avals: Avals, params: Params) -> Factors:
     return Factors(f"k m, k n, g{c} -> g m n", whole=("k", "g"))
 
 
+def _typical(avals: Avals, params: Params) -> dict[int, np.ndarray]:
+    return {2: k_groups.evenly(avals[0].shape[0], avals[2].shape[0])}
+
+
 _call: Any = make(
     Op(
         name="k_grouped_bf16_gemm_tn_contiguous",
@@ -107,6 +112,7 @@ _call: Any = make(
         plan=bf16_plan,
         configs=CONFIGS,
         ranked=bf16_ranked,
+        typical=_typical,
         aliases=alias_of(3),
         factors=_factors,
     )

@@ -17,6 +17,7 @@ from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops import k_groups
 from jax_deepgemm.ops.casting import SMALLEST_AMAX, reference
 from jax_deepgemm.ops.casting_plan import MAX_EXTENT, TILE, cast_template
+from jax_deepgemm.ops.prefix import running_sum
 from jax_deepgemm.primitive import make
 from jax_deepgemm.target import Target
 
@@ -63,7 +64,7 @@ def _reference(x: jax.Array, ks: jax.Array, *, use_ue8m0: bool) -> list[jax.Arra
     if at.size == 0:
         return reference(x[:0], turned=(TILE, 1), use_ue8m0=use_ue8m0)
     starts, ends = k_groups.bounds(ks, k)
-    padded_ends = jnp.cumsum((ends - starts + (TILE - 1)) // TILE * TILE)
+    padded_ends = running_sum((ends - starts + (TILE - 1)) // TILE * TILE)
     group = jnp.searchsorted(padded_ends, at, side="right")
     mine = jnp.minimum(group, groups - 1)
     padded_starts = jnp.concatenate([jnp.zeros((1,), jnp.uint32), padded_ends[:-1]])

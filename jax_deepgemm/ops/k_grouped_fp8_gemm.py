@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
@@ -130,6 +131,10 @@ def _operand_layouts(avals: Avals, params: Params) -> Layouts:
     return [None, (0, 1), None, (0, 1), None, None][: len(avals)]
 
 
+def _typical(avals: Avals, params: Params) -> dict[int, np.ndarray]:
+    return {4: k_groups.evenly(avals[0].shape[1], avals[4].shape[0], k_groups.BLOCK)}
+
+
 _call: Any = make(
     Op(
         name="k_grouped_fp8_gemm_tn_contiguous",
@@ -138,6 +143,7 @@ _call: Any = make(
         plan=fp8_plan,
         configs=CONFIGS,
         ranked=fp8_ranked,
+        typical=_typical,
         operand_layouts=_operand_layouts,
         aliases=alias_of(5),
         factors=_factors,

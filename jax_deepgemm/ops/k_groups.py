@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_deepgemm import checks
 
@@ -44,3 +45,8 @@ def rows_of_groups(starts: jax.Array, ends: jax.Array, k: int) -> jax.Array:
     """Whether each of k rows belongs to each group: bool [G, k]."""
     rows = jnp.arange(k, dtype=jnp.uint32)
     return (starts[:, None] <= rows) & (rows < ends[:, None])
+
+
+def evenly(k: int, groups: int, step: int = 1) -> np.ndarray:
+    """int32 [G]: sizes of groups that share out k as evenly as multiples of `step` can."""
+    return np.diff(np.arange(groups + 1) * (k // step) // groups * step).astype(np.int32)

@@ -10,12 +10,15 @@ from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.factors import Factors
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import m_grouped_bf16_gemm_plan as plans
 from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
+from jax_deepgemm.ops.m_grouped_plan import typical_groups
 from jax_deepgemm.ops.m_grouped_reference import by_groups, groups_of_rows, zero_beyond
 from jax_deepgemm.primitive import make
 
+CONFIGS = (Bf16GemmConfig,)
 _NO_GRADIENT = "`ragged_dot` has derivatives, or differentiate around it with jax.custom_vjp"
 
 
@@ -26,6 +29,7 @@ def m_grouped_bf16_gemm_nt_contiguous(
     *,
     use_psum_layout: bool = False,
     out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A[i] @ B[g].T` for each row i of A, where g is the group of the row, of bfloat16 matrices.
 
@@ -35,6 +39,8 @@ def m_grouped_bf16_gemm_nt_contiguous(
         any order, but those of a group in one piece are fast. With `use_psum_layout`: int32 [G], the row at which each
         group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
     out_dtype: bfloat16 or float32.
+    config: the kernel's tiles, of this layout and without clusters that share an operand, instead of what `tune` found
+        or the heuristics choose. Only a kernel heeds it.
 
     Groups begin and end on any row and may be empty: nothing is padded. Sizes may be zero; K, and a row of the result,
     are multiples of 16 bytes. The layout is read on the device: the host knows M and G alone, and one compiled program
@@ -53,7 +59,7 @@ def m_grouped_bf16_gemm_nt_contiguous(
     >>> m_grouped_bf16_gemm_nt_contiguous(a, b, jnp.array([0, 0, 0, 1, 1, -1])).shape
     (6, 128)
     """
-    return _contiguous("G, N, K", a, b, grouped_layout, use_psum_layout, out_dtype)
+    return _contiguous("G, N, K", a, b, grouped_layout, use_psum_layout, out_dtype, config)
 
 
 def m_grouped_bf16_gemm_nn_contiguous(
@@ -63,6 +69,7 @@ def m_grouped_bf16_gemm_nn_contiguous(
     *,
     use_psum_layout: bool = False,
     out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A[i] @ B[g]`: `m_grouped_bf16_gemm_nt_contiguous` of a B whose N is contiguous.
 
@@ -71,7 +78,7 @@ def m_grouped_bf16_gemm_nn_contiguous(
 
     The rest is as for `m_grouped_bf16_gemm_nt_contiguous`. The kernel reads both as they lie in memory.
     """
-    return _contiguous("G, K, N", a, b, grouped_layout, use_psum_layout, out_dtype)
+    return _contiguous("G, K, N", a, b, grouped_layout, use_psum_layout, out_dtype, config)
 
 
 def m_grouped_bf16_gemm_nt_masked(
@@ -81,6 +88,7 @@ def m_grouped_bf16_gemm_nt_masked(
     expected_m: int,
     *,
     out_dtype: DTypeLike = jnp.bfloat16,
+    config: Bf16GemmConfig | None = None,
 ) -> jax.Array:
     """`A[g] @ B[g].T` for each group g, of whose rows the first `masked_m[g]` count, of bfloat16 matrices.
 
@@ -89,7 +97,7 @@ def m_grouped_bf16_gemm_nt_masked(
     masked_m: int32 [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
     expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do
         not depend on it.
-    out_dtype: bfloat16 or float32.
+    out_dtype, config: as for `m_grouped_bf16_gemm_nt_contiguous`.
 
     Returns `out_dtype` [G, Mmax, N]. Only the first `masked_m[g]` rows of a group are computed and written; what the
     others hold is undefined, on a GPU whatever the buffer held. Use none of them.
@@ -107,11 +115,19 @@ def m_grouped_bf16_gemm_nt_masked(
     b = checks.array("b", b, [jnp.bfloat16], "G, N, K")
     groups = checked_sizes(a, b, "G, Mmax, K", "G, N, K", dtype, 8)
     masked_m = checked_layout("masked_m", masked_m, "G", groups)
-    return _masked(a, b, masked_m, expected_m=checked_expected_m(expected_m), out_dtype=dtype)[0]
+    expected_m = checked_expected_m(expected_m)
+    _check_config(config, "nt", dtype)
+    return _masked(a, b, masked_m, expected_m=expected_m, out_dtype=dtype, config=config)[0]
 
 
 def _contiguous(
-    dims: str, a: jax.Array, b: jax.Array, layout: jax.Array, use_psum_layout: bool, out_dtype: DTypeLike
+    dims: str,
+    a: jax.Array,
+    b: jax.Array,
+    layout: jax.Array,
+    use_psum_layout: bool,
+    out_dtype: DTypeLike,
+    config: Bf16GemmConfig | None,
 ) -> jax.Array:
     dtype = checks.dtype("out_dtype", out_dtype, OUT_DTYPES, "bfloat16 or float32")
     a = checks.array("a", a, [jnp.bfloat16], "M, K")
@@ -120,7 +136,15 @@ def _contiguous(
     m = a.shape[0]
     layout = checked_layout("grouped_layout", layout, *(("G", groups) if use_psum_layout else ("M", m)))
     order = "nt" if dims == "G, N, K" else "nn"
-    return _call(a, b, layout, layout=order, use_psum_layout=bool(use_psum_layout), out_dtype=dtype)[0]
+    _check_config(config, order, dtype)
+    psum = bool(use_psum_layout)
+    return _call(a, b, layout, layout=order, use_psum_layout=psum, out_dtype=dtype, config=config)[0]
+
+
+def _check_config(config: Bf16GemmConfig | None, layout: str, out_dtype: jnp.dtype) -> None:
+    checks.config(config, CONFIGS, out_dtype.itemsize)
+    if config is not None and (config.layout != layout or config.multicast > 1):
+        checks.fail(ValueError, "config", f"of layout {layout}, and share no operand", repr(config))
 
 
 # The operands of both primitives: a, b, and the layout or masked_m.
@@ -143,6 +167,7 @@ def _reference(
     layout: str,
     use_psum_layout: bool,
     out_dtype: jnp.dtype,
+    config: Bf16GemmConfig | None,
 ) -> list[jax.Array]:
     at_k = 1 if layout == "nt" else 0
 
@@ -154,7 +179,13 @@ def _reference(
 
 
 def _masked_reference(
-    a: jax.Array, b: jax.Array, masked_m: jax.Array, *, expected_m: int, out_dtype: jnp.dtype
+    a: jax.Array,
+    b: jax.Array,
+    masked_m: jax.Array,
+    *,
+    expected_m: int,
+    out_dtype: jnp.dtype,
+    config: Bf16GemmConfig | None,
 ) -> list[jax.Array]:
     product = jax.lax.dot_general(a, b, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32)
     return [zero_beyond(product, masked_m).astype(out_dtype)]
@@ -176,6 +207,9 @@ _call: Any = make(
         abstract_eval=_abstract_eval,
         reference=_reference,
         plan=plans.plan,
+        configs=CONFIGS,
+        ranked=plans.ranked,
+        typical=typical_groups,
         factors=_factors,
         gradient=_NO_GRADIENT,
     )
@@ -187,6 +221,9 @@ _masked: Any = make(
         abstract_eval=_masked_abstract_eval,
         reference=_masked_reference,
         plan=plans.plan,
+        configs=CONFIGS,
+        ranked=plans.ranked,
+        typical=typical_groups,
         factors=_masked_factors,
         gradient=_NO_GRADIENT,
     )

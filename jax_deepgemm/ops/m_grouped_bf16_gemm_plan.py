@@ -21,12 +21,33 @@ def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
 ) -> Launch | None:
     """The launch for operands (a, b, layout or masked_m), or None where no kernel takes them."""
-    order = params.get("layout", "nt")
-    problem = problem_of(avals[0], avals[1], out_avals[0], params, target, config, 8, k_last=order == "nt")
-    if problem is None or (order == "nn" and problem.n % 8):
+    problem = _problem(avals, out_avals, params, target, config)
+    if problem is None:
         return None
-    chosen = sm90_m_grouped.bf16_gemm(order, *problem.heuristics)
+    chosen = params.get("config") or sm90_m_grouped.bf16_gemm(_order(params), *problem.heuristics)
     return launch(chosen, problem, pdl=config.pdl) if problem.fits(chosen) else None
+
+
+def ranked(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Sequence[Bf16GemmConfig]:
+    """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
+    problem = _problem(avals, out_avals, params, target, config)
+    if problem is None:
+        return []
+    return [c for c in sm90_m_grouped.ranked_bf16(_order(params), *problem.heuristics) if problem.fits(c)]
+
+
+def _order(params: Mapping[str, Any]) -> str:
+    return params.get("layout", "nt")
+
+
+def _problem(
+    avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
+) -> Problem | None:
+    order = _order(params)
+    problem = problem_of(avals[0], avals[1], out_avals[0], params, target, config, 8, k_last=order == "nt")
+    return None if problem is None or (order == "nn" and problem.n % 8) else problem
 
 
 def launch(tile: Bf16GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:

@@ -17,6 +17,7 @@ from jax_deepgemm.ops import m_grouped_fp8_gemm_plan as plans
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE
 from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
+from jax_deepgemm.ops.m_grouped_plan import typical_groups
 from jax_deepgemm.ops.m_grouped_reference import by_groups, groups_of_rows, zero_beyond
 from jax_deepgemm.primitive import make
 
@@ -233,6 +234,7 @@ _call: Any = make(
         plan=plans.plan,
         configs=(GemmConfig,),
         ranked=plans.ranked,
+        typical=typical_groups,
         operand_layouts=_operand_layouts,
         factors=_factors,
         gradient=_NO_GRADIENT,
@@ -247,6 +249,7 @@ _masked: Any = make(
         plan=plans.plan,
         configs=(GemmConfig,),
         ranked=plans.ranked,
+        typical=typical_groups,
         operand_layouts=_operand_layouts,
         factors=_masked_factors,
         gradient=_NO_GRADIENT,

@@ -33,7 +33,9 @@ def ranked(
 ) -> Sequence[GemmConfig]:
     """The configurations that `plan` may take, by the heuristics' price; none where no kernel takes the problem."""
     problem = problem_of(avals[0], avals[2], out_avals[0], params, target, config, 16)
-    return [] if problem is None else sm90_m_grouped.ranked(*problem.heuristics)
+    if problem is None:
+        return []
+    return [c for c in sm90_m_grouped.ranked(*problem.heuristics) if problem.fits(c)]
 
 
 def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:

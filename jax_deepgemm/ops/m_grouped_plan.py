@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig, ceil_div
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT
 
@@ -19,13 +20,15 @@ MOST_GROUPS = 1024  # whose table leaves room for a pipeline
 
 
 class Problem(NamedTuple):
-    """`m`: rows of all groups together, and of none. `rows`: those that a group is expected to have."""
+    """`m`: rows of all groups together, and of none. `rows`: those that a group is expected to have; `expected`: by the
+    caller."""
 
     m: int
     n: int
     k: int
     groups: int
     rows: int
+    expected: bool
     kind: str  # how the device tells the groups' rows: cuda/common/group_table.cuh
     out_bytes: int
     num_sms: int
@@ -35,7 +38,7 @@ class Problem(NamedTuple):
     def heuristics(self) -> tuple[int, bool, int, int, int, int, int, int]:
         return (
             self.rows,
-            self.kind == "MaskedGroups",
+            self.expected,
             self.groups,
             self.n,
             self.k,
@@ -48,12 +51,12 @@ class Problem(NamedTuple):
     def table_bytes(self) -> int:
         return table_bytes(self.groups)
 
-    def fits(self, tile: GemmConfig) -> bool:
+    def fits(self, tile: GemmConfig | Fp4SwappedConfig) -> bool:
         """Whether the kernel can count its tiles, whatever the device says; rows in any order make the most."""
         most = ceil_div(self.m, tile.tile_m) * (self.groups if self.kind == "IndexGroups" else 1) + self.groups
         return most * ceil_div(self.n, tile.tile_n) < 2**31
 
-    def grid(self, tile: GemmConfig) -> int:
+    def grid(self, tile: GemmConfig | Fp4SwappedConfig) -> int:
         """Blocks of the persistent grid: whole clusters, no more than there are processors or, mostly, tiles for."""
         tiles = (ceil_div(self.m, tile.tile_m) + self.groups) * ceil_div(self.n, tile.tile_n)
         return min(tiles, max(1, self.num_sms // tile.cluster)) * tile.cluster
@@ -91,6 +94,21 @@ def problem_of(
     if len(lead) == 2:
         kind, rows = "MaskedGroups", min(params["expected_m"], lead[1])
     else:
-        kind, rows = "PsumGroups" if params["use_psum_layout"] else "IndexGroups", ceil_div(m, groups)
+        kind = "PsumGroups" if params["use_psum_layout"] else "IndexGroups"
+        rows = params.get("expected_m", ceil_div(m, groups))
+    expected, rows = "expected_m" in params, max(1, rows)
     num_sms = min(target.num_sms, config.num_sms or target.num_sms)
-    return Problem(m, n, k, groups, max(1, rows), kind, out_bytes, num_sms, target.smem_bytes - table_bytes(groups))
+    smem_bytes = target.smem_bytes - table_bytes(groups)
+    return Problem(m, n, k, groups, rows, expected, kind, out_bytes, num_sms, smem_bytes)
+
+
+def typical_groups(avals: Sequence[Shaped], params: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """`Op.typical` of all m-grouped GEMMs: groups with the rows that are expected, or that share them out evenly."""
+    m, groups, last = avals[0].shape[-2], avals[-2].shape[0], len(avals) - 1
+    if "use_psum_layout" not in params:
+        layout = np.full(groups, min(params["expected_m"], m))
+    elif params["use_psum_layout"]:
+        layout = np.arange(1, groups + 1) * m // groups
+    else:
+        layout = np.arange(m) * groups // m
+    return {last: layout.astype(np.int32)}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jax_deepgemm.ops.prefix import running_max, running_sum
 from jax_deepgemm.ops.varying import varying_alike
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -16,7 +17,7 @@ MOST_ROWS = 128  # multiplied at once
 def groups_of_rows(layout: jax.Array, m: int, groups: int, *, use_psum_layout: bool) -> jax.Array:
     """int32 [M], the group of each row; `groups` where it belongs to none."""
     if use_psum_layout:
-        ends = jax.lax.cummax(jnp.clip(layout, 0, m))
+        ends = running_max(jnp.clip(layout, 0, m))
         found = jnp.searchsorted(ends, jnp.arange(m, dtype=layout.dtype), side="right")
         return found.astype(jnp.int32)
     return jnp.where((layout >= 0) & (layout < groups), layout, groups)
@@ -37,9 +38,9 @@ def by_groups(product: Product, group: jax.Array, groups: int, n: int) -> jax.Ar
     height = min(max(8, 1 << (m // groups).bit_length()), MOST_ROWS)
     order = jnp.argsort(group, stable=True)
     sizes = jnp.bincount(group, length=groups + 1)[:groups]
-    starts = jnp.cumsum(sizes) - sizes
+    starts = running_sum(sizes) - sizes
     blocks = -(-sizes // height)
-    ends = jnp.cumsum(blocks)
+    ends = running_sum(blocks)
 
     def one(out: jax.Array, block: jax.Array) -> tuple[jax.Array, None]:
         g = jnp.minimum(jnp.searchsorted(ends, block, side="right"), groups - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
+from jax_deepgemm.ops import fp4_weights
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE
 from jax_deepgemm.ops.grouped_matmul import (
     BF16,
@@ -19,7 +21,9 @@ from jax_deepgemm.ops.grouped_matmul import (
     fp8_matmul,
     without_gradient,
 )
+from jax_deepgemm.ops.m_grouped_fp8_fp4_gemm import m_grouped_fp8_fp4_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nt_contiguous
+from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.moe_permute import MoePermutation, checked_experts, checked_weights, sorted_by_expert
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, unpermute_rows
 from jax_deepgemm.ops.stacked_casting import quantise_stack
@@ -49,18 +53,22 @@ def moe_mlp(
     w2: bfloat16 [G, H, I].
     recipe: None multiplies in BF16. ((1, 128), (128, 128)) multiplies in FP8, activations with a scale for each
         1 x 128 and weights with one for each 128 x 128: BF16 or FP32 weights are quantised inside. Or give both weights
-        quantised already, as (data float8_e4m3fn, scale [G, ceil(rows / 128), ceil(columns / 128)]) pairs.
+        quantised already, as (data float8_e4m3fn, scale [G, ceil(rows / 128), ceil(columns / 128)]) pairs; or in FP4,
+        as `m_grouped_fp8_fp4_gemm_nt_contiguous` takes them, with a scale for each 32 or each 128 columns of a row.
 
-    H and I are multiples of 8, in FP8 of 16. Returns [T, H] in the dtype of `x`. What lies between the products is
-    rounded to that dtype; SwiGLU and sums are computed in float32. No expert needs to have any number of tokens, and
-    nothing about them reaches the host. With quantised weights five kernels run: the sort; tokens quantised and copied
-    to their experts; the first product; SwiGLU, quantised; the second product; and the weighted sum.
+    H and I are multiples of 8, in FP8 of 16; of 32, or FP4 weights run by reference. Returns [T, H] in the dtype of
+    `x`. What lies between the products is rounded to that dtype; SwiGLU and sums are computed in float32. No expert
+    needs to have any number of tokens, and nothing about them reaches the host. With quantised weights five kernels
+    run: the sort; tokens quantised and copied to their experts; the first product, gated and quantised; the second
+    product; and the weighted sum. (Six where experts have fewer than 128 tokens on average, I is no multiple of 128, or
+    `w13` is in FP4: SwiGLU is then one of its own.)
 
     It is differentiable in reverse mode with respect to `x`, `topk_weights` and weights that are not quantised already,
-    in BF16 to any order; in FP8 rounding counts as the identity, and gradients are as those of `ragged_dot`.
+    in BF16 to any order; in FP8 rounding counts as the identity, and gradients are as those of `ragged_dot`. With FP4
+    weights it is for inference alone.
 
     Raises TypeError or ValueError, naming the argument, for other dtypes and shapes; NotImplementedError for gradients
-    of quantised weights and for second derivatives in FP8.
+    of quantised weights, for any with FP4 weights, and for second derivatives in FP8.
 
     >>> x, topk_idx = jnp.ones((4, 256), jnp.bfloat16), jnp.array([[0, 1], [1, 2], [2, 0], [0, 1]])
     >>> w13, w2 = jnp.ones((3, 2 * 128, 256), jnp.bfloat16), jnp.ones((3, 256, 128), jnp.bfloat16)
@@ -80,13 +88,18 @@ def moe_mlp(
     w2 = _weights("w2", w2, "G, H, I", quantised, fp8)
     if _shape(w2) != (groups, h, i):
         checks.fail(ValueError, "w2", f"of shape ({groups}, {h}, {i}) with the G and I of `w13`", _matrix(w2))
+    fp4 = _is_fp4(w13) or _is_fp4(w2)
+    if fp4 and recipe is not None:
+        checks.fail(ValueError, "recipe", "None with FP4 weights", repr(recipe))
     multiple = 16 if fp8 else 8
     if h % multiple or i % multiple:
         checks.fail(ValueError, "w13", f"of shape (G, 2 I, H) with H and I multiples of {multiple}", _matrix(w13))
     permutation = sorted_by_expert(topk_idx, groups)
     leaves, structure = jax.tree.flatten((x, topk_weights, w13, w2, permutation))
     operands: Any = structure.unflatten(varying_alike(*leaves))
-    if quantised:
+    if fp4:
+        operands = _without_gradients(operands)
+    elif quantised:
         operands = *operands[:2], *map(without_gradient, operands[2:4]), operands[4]
     product: Any = _in_fp8 if fp8 else _in_bf16
     return product(*operands)
@@ -95,7 +108,9 @@ def moe_mlp(
 def _weights(name: str, w: Any, dims: str, quantised: bool, fp8: bool) -> Any:
     if not quantised:
         return checks.array(name, w, (BF16, _F32) if fp8 else (BF16,), dims)
-    data, scale = checks.pair(name, w)
+    data, scale = pair = checks.pair(name, w)
+    if _is_fp4(pair):
+        return Quantized(*fp4_weights.checked_weights(name, pair, dims, fp4_weights.recipe_of(data, scale))[:2])
     data = checks.array(name, data, [jnp.float8_e4m3fn], dims)
     shape = (data.shape[0], *checks.scale_shape(data.shape[1:], RECIPE[1]))
     spelled = ", ".join(map(str, shape))
@@ -103,12 +118,26 @@ def _weights(name: str, w: Any, dims: str, quantised: bool, fp8: bool) -> Any:
     return Quantized(data, scale.astype(jnp.float32))
 
 
+def _is_fp4(w: Any) -> bool:
+    return isinstance(w, Quantized) and getattr(w.data, "dtype", None) in fp4_weights.DTYPES
+
+
 def _matrix(w: Any) -> jax.Array:
     return w.data if isinstance(w, Quantized) else w
 
 
 def _shape(w: Any) -> tuple[int, ...]:
-    return _matrix(w).shape
+    return fp4_weights.shape_in_values(_matrix(w))
+
+
+@jax.custom_jvp
+def _without_gradients(operands: Any) -> Any:
+    return operands
+
+
+@_without_gradients.defjvp
+def _refused(*_: Any) -> Any:
+    raise NotImplementedError("moe_mlp with FP4 weights is for inference: it has no gradients")
 
 
 def _in_bf16(x: jax.Array, weights: jax.Array, w13: jax.Array, w2: jax.Array, permutation: MoePermutation) -> jax.Array:
@@ -123,13 +152,21 @@ def _in_fp8(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: Mo
     """Each row quantised once, where it is read anyway."""
     rows, _, ends = permutation
 
-    def product(a: Quantized, w: Any) -> jax.Array:
-        if not isinstance(w, Quantized):
-            (w,) = quantise_stack(w, straight=True, turned=False)
-        return m_grouped_fp8_gemm_nt_contiguous(a, w, ends, use_psum_layout=True, out_dtype=x.dtype)
+    def quantised(w: Any) -> Quantized:
+        return w if isinstance(w, Quantized) else quantise_stack(w, straight=True, turned=False)[0]
 
-    hidden = product(permute_rows_to_fp8(x, rows), w13)
-    return unpermute_rows(product(swiglu_to_fp8(hidden), w2), rows, weights)
+    def product(a: Quantized, w: Quantized) -> jax.Array:
+        gemm: Any = m_grouped_fp8_gemm_nt_contiguous
+        if _is_fp4(w):
+            gemm = functools.partial(m_grouped_fp8_fp4_gemm_nt_contiguous, recipe=fp4_weights.recipe_of(*w))
+        return gemm(a, w, ends, use_psum_layout=True, out_dtype=x.dtype)
+
+    tokens, w13 = permute_rows_to_fp8(x, rows), quantised(w13)
+    if _is_fp4(w13):
+        gated = swiglu_to_fp8(product(tokens, w13))
+    else:
+        gated = m_grouped_fp8_gemm_swiglu(tokens, w13, ends, x.dtype)
+    return unpermute_rows(product(gated, quantised(w2)), rows, weights)
 
 
 def _in_fp8_by_steps(x: jax.Array, weights: jax.Array, w13: Any, w2: Any, permutation: MoePermutation) -> jax.Array:

@@ -21,6 +21,7 @@ from jax_deepgemm.factors import Factors
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops import casting
 from jax_deepgemm.ops.moe_plan import permute_fp8_plan, permute_plan, row_dots_plan, sort_plan, unpermute_plan
+from jax_deepgemm.ops.prefix import running_sum
 from jax_deepgemm.primitive import make
 
 Call = Callable[..., Sequence[jax.Array]]
@@ -41,7 +42,7 @@ def _sort_reference(experts: jax.Array, *, num_experts: int) -> list[jax.Array]:
     order = jnp.argsort(bucket, stable=True)
     row = jnp.zeros(flat.shape, jnp.int32).at[order].set(jnp.arange(flat.size, dtype=jnp.int32), unique_indices=True)
     sizes = jnp.zeros(num_experts + 1, jnp.int32).at[bucket].add(1)[:num_experts]
-    return [jnp.where(known, row, ~row).reshape(experts.shape), sizes, jnp.cumsum(sizes, dtype=jnp.int32)]
+    return [jnp.where(known, row, ~row).reshape(experts.shape), sizes, running_sum(sizes)]
 
 
 _sort: Any = make(

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_deepgemm import moe_permute, moe_unpermute
+from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, row_dots, unpermute_rows
 from jax_deepgemm.ops.stacked_casting import quantise_stack
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
-from tests import moe
+from tests import m_grouped, moe
 from tests.gpu.native import native
 from tests.helpers import relative_error
 
@@ -50,3 +51,10 @@ def check() -> None:
 
     (_, total, dots), *_ = native(rest, x, y, rows, h, w, calls=6)(x, y, rows, h, w)
     assert not np.asarray(total).astype(np.float32).any() and not np.asarray(dots).any()
+
+    # More tiles than CTAs; groups that end inside of tiles, and ends that are nonsense.
+    ends = jnp.asarray([70, -5, 2**31 - 1, 60], jnp.int32)
+    a, b = m_grouped.operands(520, 512, 400, 4)
+    data, _ = native(lambda *v: m_grouped_fp8_gemm_swiglu(*v, jnp.dtype(jnp.bfloat16)), a, b, ends)(a, b, ends)
+    gated = moe.swiglu(m_grouped.oracle(*m_grouped.dequantised(a, b), np.repeat([0, 2], [70, 450])))
+    assert (np.sign(np.asarray(data).astype(np.float64)) * gated >= 0).all()

@@ -11,8 +11,11 @@ import itertools
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+import jax_deepgemm
 from jax_deepgemm import compile as compiler
 from jax_deepgemm import (
     fp8_fp4_gemm_nt,
@@ -20,6 +23,7 @@ from jax_deepgemm import (
     k_grouped_bf16_gemm_tn_contiguous,
     k_grouped_cast_to_fp8,
     k_grouped_fp8_gemm_tn_contiguous,
+    m_grouped_fp8_fp4_gemm_nt_contiguous,
     set_num_sms,
     set_target,
 )
@@ -31,7 +35,7 @@ from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.target import H100
-from tests import fp4, helpers, k_grouped
+from tests import fp4, helpers, k_grouped, m_grouped
 from tests.bf16 import GEMMS
 from tests.gpu import bf16_problems, casts, moe_cases, skip_head_mid
 from tests.gpu.native import native
@@ -79,11 +83,40 @@ FP4_CASES = (
     (Fp4SwappedConfig(64, 16, 3, pipelined=True), 2),
 )
 
+# With layouts of five groups: by their ends, some of them none, and by rows.
+M_GROUPED_FP4_CASES = (
+    (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), True),
+    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), False),
+    (Fp4SwappedConfig(64, 16, 3), False),
+    (Fp4SwappedConfig(128, 24, split_k=2), True),
+)
+ENDS = (20, -5, 2**31 - 1, 40, 60)
+
 # Sizes that are nonsense, and some that end inside blocks. For racecheck they are whole: the warp that clears rows
 # behind a group arrives by one lane.
 K_GROUPED_SIZES = ((100, 2**31 - 1, -7, 60), (0, 16, 128, 89))
 WHOLE_SIZES = ((128, 2**31 - 1, -7, 64), (0, 64, 128, 0))
 K_GROUPED_CASES = (KGroupedBf16Config(128, 64), GemmConfig1d1d(128, 64, ahead=2), GemmConfig1d1d(64, 96))
+
+# What the device says of groups of rows, nonsense in part: where they end, the group of each row, rows of each.
+NONSENSE = (-1, 4, -(2**31), 2**31 - 1)
+M_GROUPED_LAYOUTS = {
+    "ends": (90, 40, 2**31 - 1, -(2**31)),
+    "index": (*(0,) * 70, *NONSENSE, *(3, 1) * 9, *(2,) * 40),
+    "masked": (-3, 1000, 2**31 - 1, 20),
+}
+M_GROUPED_CONFIGS = (
+    GemmConfig(128, 64, ahead=2),
+    GemmConfig(64, 16, swap=True, split_k=2),
+    Bf16GemmConfig(128, 48),
+    Bf16GemmConfig(64, 64, layout="nn"),
+    Bf16GemmConfig(64, 24, swap=True, split_k=2),
+)
+M_GROUPED_CASES = tuple(
+    (config, form)
+    for config, form in itertools.product(M_GROUPED_CONFIGS, M_GROUPED_LAYOUTS)
+    if form != "masked" or getattr(config, "layout", "nt") == "nt"
+)
 
 
 def main(*arguments: str) -> None:
@@ -115,7 +148,42 @@ def main(*arguments: str) -> None:
     moe_cases.check()
     print("experts are right", flush=True)
     with_fp4_weights()
+    with_fp4_weights_of_groups()
     with_groups_along_k(WHOLE_SIZES if "every-thread-arrives" in arguments else K_GROUPED_SIZES)
+    with_groups_of_rows()
+
+
+def with_groups_of_rows() -> None:
+    m, groups, n, k = 132, 4, 136, 272
+    a, b = m_grouped.operands(m, n, k, groups)
+    values = m_grouped.dequantised(a, b)
+    plain_a, plain_b = (jnp.asarray(x, BF16) for x in values)
+    plain_values = [np.asarray(x, np.float64) for x in (plain_a, plain_b)]
+    for config, form in M_GROUPED_CASES:
+        plain, order = isinstance(config, Bf16GemmConfig), getattr(config, "layout", "nt")
+        x, w = (plain_a, plain_b.swapaxes(1, 2) if order == "nn" else plain_b) if plain else (a, b)
+        rows, weights = plain_values if plain else values
+        suffix = "masked" if form == "masked" else "contiguous"
+        gemm = getattr(jax_deepgemm, f"m_grouped_{'bf16' if plain else 'fp8'}_gemm_{order}_{suffix}")
+        said = np.array(M_GROUPED_LAYOUTS[form])
+        options: Any = {"config": config}
+        if form == "masked":
+            x = jax.tree.map(lambda v: v.reshape(groups, m // groups, -1), x)
+            options["expected_m"] = 20
+            inside = np.arange(m // groups) < said[:, None]
+            wanted = m_grouped.masked_oracle(rows.reshape(groups, m // groups, -1), weights, said)
+        else:
+            options["use_psum_layout"] = form == "ends"
+            ends = np.maximum.accumulate(np.clip(said, 0, m))
+            index = said
+            if form == "ends":
+                index = m_grouped.index_of(np.diff(ends, prepend=0), m - ends[-1])
+            inside, wanted = np.full(m, True), m_grouped.oracle(rows, weights, index)
+        layout = jnp.asarray(said, jnp.int32)
+        with set_target(TARGET), set_num_sms(2):
+            d = np.asarray(native(functools.partial(gemm, **options), x, w, layout)(x, w, layout))
+        assert_close(d[inside], wanted[inside])
+        print(config, "is right, of groups by", form, flush=True)
 
 
 def with_groups_along_k(all_sizes: tuple[tuple[int, ...], ...]) -> None:
@@ -149,6 +217,25 @@ def with_fp4_weights() -> None:
             run = native(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), a, b, config=config)
         assert_close(run(a, b), fp4.oracle(a, b, recipe=recipe))
         print(config, "is right", flush=True)
+
+
+def with_fp4_weights_of_groups() -> None:
+    m = 77
+    clamped = np.maximum.accumulate(np.clip(ENDS, 0, m))
+    by_ends = m_grouped.index_of(np.diff(clamped, prepend=0), 0)
+    by_rows = np.random.default_rng(0).integers(-2, 7, m).astype(np.int32)
+    by_rows[:20] = 1
+    for (config, psum), (use_ue8m0, recipe) in zip(M_GROUPED_FP4_CASES, itertools.cycle(fp4.KINDS.values())):
+        a, b = m_grouped.operands(m, 136, 416, len(ENDS), "fp8_fp4", use_ue8m0=use_ue8m0, recipe=recipe)
+        layout = jnp.asarray(ENDS if psum else by_rows, jnp.int32)
+        gemm = functools.partial(
+            m_grouped_fp8_fp4_gemm_nt_contiguous, use_psum_layout=psum, recipe=recipe, config=config
+        )
+        with set_target(TARGET), set_num_sms(2):
+            run = native(gemm, a, b, layout)
+        wanted = m_grouped.oracle(*m_grouped.dequantised(a, b), by_ends if psum else by_rows)
+        assert_close(run(a, b, layout), wanted)
+        print(config, "is right, with groups", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import jax_deepgemm as jd
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from tests import m_grouped
 from tests.gpu.native import native
@@ -36,7 +38,18 @@ CONFIGS = (
     GemmConfig(128, 80, swap=True, stage_blocks=2),
     GemmConfig(128, 128, swap=True),
     GemmConfig(128, 64, swap=True, split_k=2),
+    Bf16GemmConfig(128, 256),
+    Bf16GemmConfig(192, 176),
+    Bf16GemmConfig(192, 192, layout="nn"),
+    Bf16GemmConfig(64, 48, split_k=3),
+    Bf16GemmConfig(64, 24, swap=True, stage_blocks=4),
+    Bf16GemmConfig(128, 64, layout="nn", swap=True, split_k=2),
 )
+SPLIT = tuple(c for c in CONFIGS if c.split_k > 1)
+
+
+def kind_and_order(config):
+    return ("bf16", config.layout) if isinstance(config, Bf16GemmConfig) else ("fp8", "nt")
 
 
 @functools.cache
@@ -80,16 +93,39 @@ def test_sizes(kind, psum, order, case):
 @FORMS
 def test_configuration(config, psum):
     sizes, rest = (5, 0, 77, 1, 129, 300), 30
+    kind, order = kind_and_order(config)
     index = m_grouped.index_of(sizes, rest)
-    a, b, rows, weights = problem("fp8", len(index), len(sizes), 584, 1040)
+    a, b, rows, weights = problem(kind, len(index), len(sizes), 584, 1040)
     layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index)
-    function = functools.partial(contiguous, "fp8", use_psum_layout=psum, config=config)
+    function = functools.partial(contiguous, kind, order=order, use_psum_layout=psum, config=config)
     for num_sms in (132, 4):
         with jd.set_num_sms(num_sms):
             results = [native(function, a, b, layout)(a, b, layout) for _ in range(2)]
         check(results[0], m_grouped.oracle(rows, weights, index))
         first, second = (np.asarray(r).view(np.uint16) for r in results)
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("config", SPLIT, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+def test_clusters_over_groups_of_every_few_tiles(config, groups):
+    """A cluster splits K, and goes from a tile of one group to one of another: of 1, 2 or 3 row tiles each, the last of
+    which has any number of rows. As many clusters as there are tiles, and two of them."""
+    kind, order = kind_and_order(config)
+    most = 3 * groups * config.tile_m
+    a, b, rows, weights = problem(kind, most, groups, 3 * config.tile_n - 8, 720)
+    function = functools.partial(contiguous, kind, order=order, use_psum_layout=True, config=config)
+    runs = []
+    for num_sms in (132, 2 * config.split_k):
+        with jd.set_num_sms(num_sms):
+            runs.append(native(function, a, b, jnp.zeros(groups, jnp.int32)))
+    random = np.random.default_rng(groups)
+    for tiles in itertools.product((1, 2, 3), repeat=groups):
+        sizes = [(count - 1) * config.tile_m + random.integers(1, config.tile_m + 1) for count in tiles]
+        index = m_grouped.index_of(sizes, most - sum(sizes))
+        wanted = m_grouped.oracle(rows, weights, index)
+        for run in runs:
+            check(run(a, b, jnp.asarray(m_grouped.psum_of(sizes))), wanted)
 
 
 @KINDS

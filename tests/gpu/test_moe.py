@@ -9,11 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_deepgemm import moe_mlp, moe_permute, moe_unpermute, per_block_cast_to_fp8
+from jax_deepgemm import (
+    cast_back_from_fp4,
+    m_grouped_fp8_gemm_nt_contiguous,
+    moe_mlp,
+    moe_permute,
+    moe_unpermute,
+    per_block_cast_to_fp8,
+    per_token_cast_to_fp4,
+)
+from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.moe_rows import permute_rows, permute_rows_to_fp8, row_dots, sort_by_expert, unpermute_rows
 from jax_deepgemm.ops.stacked_casting import quantise_stack
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
-from tests import moe
+from tests import m_grouped, moe
 from tests.gpu.casts import differences, same_apart_from_nan
 from tests.gpu.native import native
 from tests.gpu.problems import all_same, same_bits
@@ -141,6 +150,61 @@ def test_swiglu(shape, dtype):
     assert same > 0.98  # an exponential may be off by the last bit, and then a rounding
 
 
+# Rows of each group, rows of none, columns of the result, K
+GATED = [
+    ((128, 256), 0, 128, 128),
+    ((5, 0, 77, 1, 129, 400, 64, 65), 300, 256, 144),
+    ((0, 0, 4000, 0), 96, 384, 7168),
+    ((0, 0, 0), 500, 256, 400),
+    (tuple(int(x) for x in np.random.default_rng(1).integers(0, 300, 200)), 700, 128, 272),
+    ((1000,) * 8, 0, 1408, 2048),
+]
+
+
+@pytest.mark.parametrize("sizes, rest, n, k", GATED, ids=lambda value: str(value)[:24])
+def test_gated_gemm_is_the_two_kernels_to_the_bit(sizes, rest, n, k):
+    a, b = m_grouped.operands(max(sum(sizes) + rest, 128 * len(sizes)), 2 * n, k, len(sizes))
+    ends = jnp.asarray(m_grouped.psum_of(sizes))
+
+    def two(a, b, ends):
+        return swiglu_to_fp8(m_grouped_fp8_gemm_nt_contiguous(a, b, ends, use_psum_layout=True))
+
+    def one(a, b, ends):
+        return m_grouped_fp8_gemm_swiglu(a, b, ends, jnp.dtype(BF16))
+
+    run = native(one, a, b, ends)
+    results = run.many(20, a, b, ends)
+    wanted = native(two, a, b, ends, calls=2)(a, b, ends)
+    for g, w in zip(results[0], wanted, strict=True):
+        assert same_bits(g, w), differences(g, w)
+    assert all_same(results)
+
+
+def test_gated_gemm_against_float64():
+    sizes = (200, 0, 300, 77)
+    a, b = m_grouped.operands(sum(sizes), 512, 1024, len(sizes))
+    ends = jnp.asarray(m_grouped.psum_of(sizes))
+    data, scale = native(lambda *v: m_grouped_fp8_gemm_swiglu(*v, jnp.dtype(BF16)), a, b, ends)(a, b, ends)
+    h = m_grouped.oracle(*m_grouped.dequantised(a, b), m_grouped.index_of(sizes, 0))
+    back = np.asarray(data).astype(np.float64) * np.asarray(scale, np.float64).repeat(128, 1)
+    assert 1e-3 < relative_error(back, moe.swiglu(h)) < 0.04
+
+
+def test_gated_gemm_of_nonsense_sizes():
+    """Ends that fall, are negative or lie beyond the rows: each as the GEMM without a gate takes it."""
+    ends = jnp.asarray([70, -5, 2**31 - 1, 60, 400, -(2**31)], jnp.int32)
+    a, b = m_grouped.operands(800, 256, 256, 6)
+    run = native(lambda *v: m_grouped_fp8_gemm_swiglu(*v, jnp.dtype(BF16)), a, b, ends)
+    two = native(
+        lambda a, b, e: swiglu_to_fp8(m_grouped_fp8_gemm_nt_contiguous(a, b, e, use_psum_layout=True)),
+        a,
+        b,
+        ends,
+        calls=2,
+    )
+    assert all(same_bits(g, w) for g, w in zip(run(a, b, ends), two(a, b, ends), strict=True))
+
+
 @pytest.mark.parametrize("dtype", [BF16, F32])
 @pytest.mark.parametrize("straight, turned", [(True, True), (True, False), (False, True)])
 def test_stacks(dtype, straight, turned):
@@ -196,9 +260,26 @@ def test_moe_mlp(recipe):
 def test_moe_mlp_of_quantised_weights():
     x, idx, weights, w13, w2, _ = block_arrays()
     pairs = jax.jit(lambda *w: [jax.vmap(per_block_cast_to_fp8)(v) for v in w])(w13, w2)
-    run = native(moe_mlp, x, idx, weights, *pairs, calls=6)
+    run = native(moe_mlp, x, idx, weights, *pairs, calls=5)
     results = run.many(20, x, idx, weights, *pairs)
     with jax.default_matmul_precision("highest"):
         wanted = moe.moe_mlp(x, idx, weights, w13, w2)
     assert 0.01 < relative_error(results[0], np.asarray(wanted).astype(np.float64)) < 0.1
+    assert all_same(results)
+
+
+@pytest.mark.parametrize("use_ue8m0, gran_k", [(True, 32), (False, 32), (False, 128)])
+def test_moe_mlp_of_fp4_weights(use_ue8m0, gran_k):
+    x, idx, weights, w13, w2, _ = block_arrays()
+
+    def cast(w):
+        return jax.vmap(lambda v: per_token_cast_to_fp4(v, use_ue8m0=use_ue8m0, gran_k=gran_k))(w)
+
+    pairs = jax.jit(lambda *w: [cast(v) for v in w])(w13, w2)
+    run = native(moe_mlp, x, idx, weights, *pairs, calls=6)
+    results = run.many(20, x, idx, weights, *pairs)
+    wide = [jax.vmap(lambda *p: cast_back_from_fp4(p, gran_k=gran_k))(*pair) for pair in pairs]
+    with jax.default_matmul_precision("highest"):
+        wanted = moe.moe_mlp(x, idx, weights, *wide)
+    assert 0.01 < relative_error(results[0], np.asarray(wanted).astype(np.float64)) < 0.06
     assert all_same(results)

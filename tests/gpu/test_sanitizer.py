@@ -12,7 +12,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gpu.sanitized import CASES, FP4_CASES, K_GROUPED_CASES, K_GROUPED_SIZES, SKIP_HEAD_MID
+from tests.gpu.sanitized import (
+    CASES,
+    FP4_CASES,
+    K_GROUPED_CASES,
+    K_GROUPED_SIZES,
+    M_GROUPED_CASES,
+    M_GROUPED_FP4_CASES,
+    SKIP_HEAD_MID,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -79,5 +87,5 @@ def test_tool_finds_nothing(tool, reports):
         pytest.fail(f"no end after {SECONDS} s:\n{log.read_text()[-8000:]}")
     text = log.read_text()
     assert status == 0, text[-8000:]
-    grouped = len(K_GROUPED_CASES) * len(K_GROUPED_SIZES)
+    grouped = len(K_GROUPED_CASES) * len(K_GROUPED_SIZES) + len(M_GROUPED_CASES) + len(M_GROUPED_FP4_CASES)
     assert text.count(" right") == len(CASES) + len(SKIP_HEAD_MID) + 2 + len(FP4_CASES) + grouped, text[-8000:]

@@ -1,0 +1,156 @@
+"""Every kernel's source on the CPU: what it computes, whatever order its threads run in. See `emulator/emulate.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_deepgemm import fp8_gemm_nt, m_grouped_fp8_gemm_nt_contiguous, moe_mlp, per_block_cast_to_fp8
+from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.resident_config import ResidentConfig
+from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
+from jax_deepgemm.ops.swiglu import swiglu_to_fp8
+from tests import bf16, helpers, m_grouped, moe
+from tests.bf16 import GEMMS
+from tests.emulator import SMALL, emulated
+from tests.emulator.emulate import EmulationError
+from tests.gpu import bf16_problems
+from tests.gpu.problems import problem
+
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+# (configuration, type of D; FP32 adds a C): more tiles than CTAs; they end inside tiles everywhere.
+DENSE = (
+    (GemmConfig(128, 48, stage_blocks=2), BF16),
+    (GemmConfig(128, 64, ahead=2), BF16),
+    (GemmConfig(192, 48), BF16),
+    (GemmConfig(256, 112), F32),
+    (GemmConfig(128, 112, cluster_rows=2), BF16),
+    (GemmConfig(64, 48, split_k=3), F32),
+    (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), BF16),
+    (ResidentConfig(256), BF16),
+    (GemmConfig1d1d(128, 64, ahead=2), F32),
+    (GemmConfig1d1d(64, 96), BF16),
+    (Bf16GemmConfig(192, 176, layout="nn"), BF16),
+    (Bf16GemmConfig(128, 112, layout="tn", cluster_rows=2), BF16),
+    (Bf16GemmConfig(64, 24, layout="tt", swap=True, split_k=2), F32),
+)
+
+
+@pytest.mark.parametrize("config, dtype", DENSE, ids=str)
+def test_dense(config: Any, dtype: Any) -> None:
+    gemm: Any = fp8_gemm_nt
+    if isinstance(config, Bf16GemmConfig):
+        gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
+    elif isinstance(config, GemmConfig1d1d):
+        gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
+    else:
+        p = problem(77, 264, 208 if isinstance(config, ResidentConfig) else 400)
+    c = p.c(dtype) if dtype == F32 else None
+    target = dataclasses.replace(SMALL, num_sms=max(2, config.cluster if isinstance(config, GemmConfig) else 1))
+    with emulated(target=target) as kernels:
+        d = gemm(p.a, p.b, c=c, out_dtype=dtype, config=config)
+    assert len(kernels) == 1
+    p.check(d, c)
+
+
+@pytest.mark.parametrize("psum", [False, True])
+@pytest.mark.parametrize("config", [GemmConfig(256, 64), GemmConfig(64, 16, swap=True)], ids=str)
+def test_m_grouped(config: GemmConfig, psum: bool) -> None:
+    sizes, rest = (5, 0, 77, 1, 129), 30
+    a, b = m_grouped.operands(sum(sizes) + rest, 136, 272, len(sizes))
+    index = m_grouped.index_of(sizes, rest)
+    layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index)
+    with emulated():
+        d = m_grouped_fp8_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=config)
+    helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
+
+
+@pytest.mark.parametrize("layout", ["tt", "nn", "tn", "rows"])
+def test_batches(layout: str) -> None:
+    """Groups that the launch itself names, operands in the order asked for; a C that is operand behind them."""
+    batch, (m, n, k) = 3, (80, 136, 128)
+    if layout == "rows":
+        recipe = helpers.ROWS
+        pairs: list[Any] = [helpers.operands(m, n, k, seed=s, recipe=recipe) for s in range(batch)]
+        wanted = np.stack([helpers.oracle(*p, recipe=recipe) for p in pairs])
+        gemm: Any = functools.partial(fp8_gemm_nt, recipe=recipe)
+    else:
+        pairs = [bf16.matrices(layout, m, n, k, seed=s) for s in range(batch)]
+        wanted = np.stack([bf16.oracle(layout, *p) for p in pairs])
+        gemm = GEMMS[layout]
+    a, b = (m_grouped.stack(x) for x in zip(*pairs, strict=True))
+    c = jnp.asarray(np.random.default_rng(0).standard_normal(wanted.shape), F32)
+    with emulated(target=dataclasses.replace(SMALL, smem_bytes=230_000)) as kernels:
+        d = jax.vmap(lambda a, b, c: gemm(a, b, c=c, out_dtype=F32))(a, b, c)
+    assert len(kernels) == 1
+    helpers.assert_close(d, wanted + np.asarray(c, np.float64))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gated_gemm_is_two_kernels_to_the_bit(seed: int) -> None:
+    ends = jnp.asarray([5, -7, 82, 60, 300, 2**31 - 1], jnp.int32)
+    a, b = m_grouped.operands(800, 512, 272, 6)
+    wanted = swiglu_to_fp8(m_grouped_fp8_gemm_nt_contiguous(a, b, ends, use_psum_layout=True))
+    with emulated(seed=seed, target=dataclasses.replace(SMALL, num_sms=3, smem_bytes=230_000)) as kernels:
+        got = m_grouped_fp8_gemm_swiglu(a, b, ends, jnp.dtype(BF16))
+    assert kernels == ["sm90_m_grouped_fp8_gemm_swiglu"]
+    for g, w in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(g, np.float32), np.asarray(w, np.float32))
+
+
+def test_a_block_of_experts() -> None:
+    tokens, top_k, experts, h, inner = 200, 2, 3, 256, 128
+    x = jnp.asarray(moe.normal(0, tokens, h), BF16)
+    idx, weights = moe.routed(0, tokens, top_k, experts)
+    w13, w2 = (
+        m_grouped.stack([per_block_cast_to_fp8(jnp.asarray(moe.normal(g, *shape), BF16)) for g in range(experts)])
+        for shape in ((2 * inner, h), (h, inner))
+    )
+    with emulated(target=dataclasses.replace(SMALL, smem_bytes=230_000)) as kernels:
+        got = moe_mlp(x, idx, weights, w13, w2)
+    assert len(kernels) == 5
+    assert helpers.relative_error(got, np.asarray(moe_mlp(x, idx, weights, w13, w2)).astype(np.float64)) < 1e-3
+
+
+RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"
+FAULTS = {
+    "a stage is given back before it is read": (
+        ("common/fp8_gemm.cuh", f"wgmma_pin(product[j.value]);\n            {RELEASE}", "wgmma_pin(product[j.value]);"),
+        ("common/fp8_gemm.cuh", "        look_ahead();\n", "        look_ahead();\n        release_stage();\n"),
+    ),
+    "the producer waits for the wrong phase": (
+        (
+            "common/fp8_gemm.cuh",
+            "shared.empty(pipe.stage).wait(pipe.phase ^ 1);\n                Barrier& full = shared.full(pipe.stage);\n"
+            "                full.arrive_expect_bytes(count * Layout::kBlockBytes);",
+            "Barrier& full = shared.full(pipe.stage);\n"
+            "                full.arrive_expect_bytes(count * Layout::kBlockBytes);",
+        ),
+    ),
+    "nobody waits for scales": (("common/fp8_gemm.cuh", "        wait_scales();\n", ""),),
+    "boxes are written to while they are stored": (
+        ("common/gemm_epilogue.cuh", "            tma_store_wait_read<kBuffers / kRound - 1>();\n", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_emulation_finds_faults(name: str) -> None:
+    p = problem(300, 192, 1104)
+    caught = 0
+    for seed in range(3):
+        try:
+            with emulated(seed=seed, changes=FAULTS[name]):
+                p.check(fp8_gemm_nt(p.a, p.b, config=GemmConfig(128, 64)))
+        except (EmulationError, AssertionError):
+            caught += 1
+    assert caught == 3
