@@ -14,28 +14,29 @@ struct Fp4SwappedPipeline {
     using Fold = typename Gemm::Fold;
     static constexpr u32 kAccumulators = Gemm::kAccumulators, kKGroups = Gemm::kKGroups;
 
-    // Whether registers are short: then little is read ahead of its use.
-    static constexpr bool kShort = 5 * kAccumulators / 2 + 72 > Gemm::kRegisters;
+    // A block's weights as they lie in shared memory. They are read in front of a product, since reads behind it may wait
+    // for its own, and decoded under it.
+    struct Packed {
+        typename Gemm::Fragments codes;
+        Fold upper, lower;
 
-    // A block's weights as they are multiplied, and the scales of this thread's two rows.
-    struct Decoded {
-        typename Gemm::Fragments a;
+        __device__ __forceinline__ void read(const Weights& weights, u32 number, const Fold* folds) {
+            Gemm::read(codes, weights, number);
+            upper = folds[0], lower = folds[8];
+        }
+    };
+
+    // What the promotion of a block takes.
+    struct Scales {
+        typename Gemm::TokenScales tokens;
         float upper, lower;
 
-        __device__ __forceinline__ void take(const Weights& weights, u32 number, const Fold* folds) {
-            const Fold first = folds[0], second = folds[8];
-            constexpr u32 kAtOnce = kShort ? 1 : kBlockK / 32;  // what is read of the packed values before it is decoded
-#pragma unroll
-            for (u32 from = 0; from < kBlockK / 32; from += kAtOnce) {
-                u32 codes[kAtOnce][4];
-#pragma unroll
-                for (u32 i = 0; i < kAtOnce; ++i) weights.read(codes[i], number * 4 + from + i);
-#pragma unroll
-                for (u32 i = 0; i < kAtOnce; ++i)
-                    Gemm::decode(a[from + i], codes[i], first.table(from + i), second.table(from + i));
-                if constexpr (kShort) asm volatile("" ::: "memory");
-            }
-            upper = first.scale(), lower = second.scale();
+        __device__ __forceinline__ explicit Scales(const Block& block)
+            : tokens(block.token_scales), upper(block.folds[0].scale()), lower(block.folds[8].scale()) {}
+
+        __device__ __forceinline__ void promote(float (&sum)[kAccumulators],
+                                                const float (&product)[kAccumulators]) const {
+            Gemm::promote(sum, product, tokens, upper, lower);
         }
     };
 
@@ -50,6 +51,9 @@ struct Fp4SwappedPipeline {
         __device__ __forceinline__ bool plain(const Shared& shared, u32 stage, u32 count) const {
             return count == 2 && shared.together(stage, 0)[rows] && shared.together(stage, 1)[rows];
         }
+        __device__ __forceinline__ void read_first(Packed& packed, const Shared& shared, u32 stage) const {
+            packed.read(weights(shared, stage), 0, shared.folds(stage, 0) + row);
+        }
     };
 
     struct Turn {
@@ -61,48 +65,47 @@ struct Fp4SwappedPipeline {
         }
     };
 
-    // sum += scales x product, once the product under way is there; `then` is done before.
-    template <class Then>
-    static __device__ __forceinline__ void finish(float (&sum)[kAccumulators], float (&product)[kAccumulators],
-                                                  const float* token_scales, const Decoded& of, Then then) {
-        if constexpr (kShort) {
-            wgmma_wait<0>();
-            wgmma_pin(product);
-#pragma unroll
-            for (u32 j = 0; j < Gemm::kColumns / 8; ++j) {
-                const float2 scale = *reinterpret_cast<const float2*>(token_scales + 8 * j);
-                float* const to = &sum[4 * j];
-                to[0] += of.upper * scale.x * product[4 * j], to[1] += of.upper * scale.y * product[4 * j + 1];
-                to[2] += of.lower * scale.x * product[4 * j + 2], to[3] += of.lower * scale.y * product[4 * j + 3];
-                asm volatile("" ::: "memory");  // so that the compiler does not gather the reads
-            }
-            then();
-        } else {
-            const typename Gemm::TokenScales scales(token_scales);
-            wgmma_wait<0>();
-            wgmma_pin(product);
-            then();
-            Gemm::promote(sum, product, scales, of.upper, of.lower);
-        }
+    static __device__ __forceinline__ void decode(typename Gemm::Fragments& a, const Packed& packed) {
+        Gemm::decode(a, packed.codes, packed.upper, packed.lower);
+    }
+
+    static __device__ __forceinline__ void wait(float (&product)[kAccumulators]) {
+        wgmma_wait<0>();
+        wgmma_pin(product);
     }
 
     // A plain unit, whose first block is decoded. Returns whether that of the next has been; `next_count`: its blocks, or 0.
-    static __device__ __forceinline__ bool multiply(const Shared& shared, float (&sum)[kAccumulators], Decoded& first,
-                                                    Turn turn, const Place& at, u32 next_count) {
+    static __device__ __forceinline__ bool multiply(const Shared& shared, float (&sum)[kAccumulators],
+                                                    typename Gemm::Fragments& first, Turn turn, const Place& at,
+                                                    u32 next_count) {
         const Block one(shared, turn.stage, 0, at.row, at.column), two(shared, turn.stage, 1, at.row, at.column);
         float product[kAccumulators];
-        Gemm::issue(product, first.a, one.tokens);
-        Decoded second;
-        second.take(at.weights(shared, turn.stage), 1, two.folds);
-        finish(sum, product, one.token_scales, first, [] {});
-        Gemm::issue(product, second.a, two.tokens);
+        typename Gemm::Fragments second;
+        Packed packed;
+        packed.read(at.weights(shared, turn.stage), 1, two.folds);
+        const Scales scales(one);
+        Gemm::issue(product, first, one.tokens);
+        decode(second, packed);
+#pragma unroll
+        for (u32 i = 0; i < kBlockK / 32; ++i) {
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) asm volatile("" : "+r"(second[i][e])::"memory");
+        }
+        // Here because ptxas moves nothing behind a branch: the decoding it would move behind the wait.
         Turn next = turn;
         next.advance();
         bool there = next_count > 0 && shared.full(next.stage).passed(next.phase);
         there = __all_sync(0xffffffff, there) && at.plain(shared, next.stage, next_count);
-        if (there)
-            first.take(at.weights(shared, next.stage), 0, shared.folds(next.stage, 0) + at.row);
-        finish(sum, product, two.token_scales, second, [&] { arrive_warp(shared.empty(turn.stage), at.lane); });
+        wait(product);
+        scales.promote(sum, product);
+
+        if (there) at.read_first(packed, shared, next.stage);
+        const Scales scales2(two);
+        Gemm::issue(product, second, two.tokens);
+        if (there) decode(first, packed);
+        wait(product);
+        arrive_warp(shared.empty(turn.stage), at.lane);
+        scales2.promote(sum, product);
         return there;
     }
 
@@ -111,7 +114,7 @@ struct Fp4SwappedPipeline {
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kAccumulators], u32& unit, u32 begin,
                                                u32 end, u32 blocks, Turn& turn, const Place& at) {
         const auto count_of = [&](u32 i) { return i < end ? min(2u, blocks - (i - begin) * 2) : 0; };
-        Decoded first;
+        typename Gemm::Fragments first;
         bool there = false;
 #pragma unroll 1
         for (; unit < end; unit += kKGroups, turn.advance()) {
@@ -127,7 +130,9 @@ struct Fp4SwappedPipeline {
                     arrive_warp(shared.empty(turn.stage), at.lane);
                     continue;
                 }
-                first.take(at.weights(shared, turn.stage), 0, shared.folds(turn.stage, 0) + at.row);
+                Packed packed;
+                at.read_first(packed, shared, turn.stage);
+                decode(first, packed);
             }
             there = multiply(shared, sum, first, turn, at, count_of(unit + kKGroups));
         }

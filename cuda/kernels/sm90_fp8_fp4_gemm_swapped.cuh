@@ -212,9 +212,10 @@ struct Sm90Fp8Fp4GemmSwapped {
     }
 
     static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
-        const u32 thread = threadIdx.x, warpgroup = __shfl_sync(0xffffffff, thread / 128, 0), lane = thread % 32;
+        u32 thread = threadIdx.x;
+        const u32 warpgroup = __shfl_sync(0xffffffff, thread / 128, 0), lane = thread % 32;
         const u32 rows = warpgroup % kRowGroups, group = warpgroup / kRowGroups;
-        const u32 row = rows * 64 + thread / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
+        u32 row = rows * 64 + thread / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
         Walk walk(shared, m, n, k);
         const u32 blocks = ceil_div(k, kBlockK) - walk.k_begin * Layout::kUnitBlocks;
         // Units are numbered through all tiles, and groups take turns: this one's next, and the tile's first.
@@ -228,6 +229,9 @@ struct Sm90Fp8Fp4GemmSwapped {
                 typename Loop::Turn turn{stage, phase};
                 Loop::run(shared, sum, next, first, first + walk.k_blocks, blocks, turn, {rows, row, column, lane});
                 stage = turn.stage, phase = turn.phase;
+                // Anew, or what the store makes of it would take registers, or memory, throughout the loop.
+                asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+                row = rows * 64 + thread / 32 % 4 * 16 + thread % 32 / 4, column = thread % 4 * 2;
             } else {
 #pragma unroll 1
                 for (; next < first + walk.k_blocks; next += kKGroups) {

@@ -12,7 +12,7 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
 UNIT_BLOCKS = 2  # of K in a stage: 128 bytes of a row of weights
 MAX_STAGES = 32
 MAX_WARPGROUPS = 4
-PIPELINED_COLUMNS = ((128, 64), (96, 32), (80, 16))
+PIPELINED_COLUMNS = ((160, 64), (128, 32), (96, 16))
 """Registers of a thread, and the columns for which they do where a block is decoded while another is multiplied."""
 
 

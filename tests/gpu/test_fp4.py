@@ -44,7 +44,7 @@ CONFIGS = (
     Fp4SwappedConfig(256, 16, split_k=4),
     Fp4SwappedConfig(64, 16, 4, scale_warps=3, pipelined=True),
     Fp4SwappedConfig(64, 64, 2, split_k=2, pipelined=True),
-    Fp4SwappedConfig(128, 64, scale_warps=2, pipelined=True),
+    Fp4SwappedConfig(128, 64, pipelined=True),
     Fp4SwappedConfig(192, 24, split_k=3, pipelined=True),
 )
 
