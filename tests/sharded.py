@@ -44,6 +44,11 @@ def run(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, 
     return jitted(*args), set(re.findall("all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text))
 
 
+def collectives(function: Callable[..., Any], *args: Any) -> set[str]:
+    """Those of the jitted function's program."""
+    return run(function, *args)[1]
+
+
 def mapped(function: Callable[..., Any], in_specs: Any, out_specs: Any, **options: Any) -> Callable[..., Any]:
     """`function` under shard_map over 4 x 2 devices, and jit. `options`: shard_map's."""
     mesh = mesh_of(AxisType.Auto, 4, 2)

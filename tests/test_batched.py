@@ -21,8 +21,8 @@ from jax_deepgemm.ops.m_grouped_plan import MOST_GROUPS
 from tests.bf16 import GEMMS, matrices, oracle
 from tests.helpers import assert_close, operands, relative_error
 from tests.helpers import oracle as fp8_oracle
+from tests.sharded import BOTH, SUM, collectives, mesh_of, put, stack
 from tests.test_bf16_transforms import calls
-from tests.test_transforms import BOTH, SUM, collectives, mesh_of, put, stack
 
 F32 = jnp.float32
 EVERY = pytest.mark.parametrize("layout", GEMMS)

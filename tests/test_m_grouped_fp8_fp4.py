@@ -20,8 +20,8 @@ from tests import m_grouped
 from tests.deviceless import LAUNCH, moves
 from tests.fp4 import BY_32, KINDS, in_bytes
 from tests.helpers import assert_close
+from tests.sharded import BOTH, collectives, mesh_of, put, stack
 from tests.test_deviceless import compiled
-from tests.test_transforms import BOTH, collectives, mesh_of, put, stack
 
 SCALES = pytest.mark.parametrize("use_ue8m0, recipe", KINDS.values(), ids=KINDS)
 SIZES = (20, 0, 40, 4)

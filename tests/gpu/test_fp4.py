@@ -57,7 +57,7 @@ def described(config):
     return (
         name(config)
         + "-late" * bool(config and config.tile_scales)
-        + f"-unroll{config.unroll}" * bool(config and config.unroll)
+        + (f"-unroll{config.unroll}" if config and config.unroll else "")
     )
 
 
