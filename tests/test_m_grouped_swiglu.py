@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jax_deepgemm import m_grouped_fp8_gemm_nt_contiguous
+from jax_deepgemm import Quantized, m_grouped_fp8_gemm_nt_contiguous
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Launch
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
@@ -42,8 +42,6 @@ def primitives(m: int, n: int, groups: int, dtype: Any) -> set[str]:
     ends = aval((groups,), jnp.int32)
 
     def function(a: Any, b: Any, ends: Any) -> Any:
-        from jax_deepgemm.checks import Quantized
-
         return m_grouped_fp8_gemm_swiglu(Quantized(*a), Quantized(*b), ends, jnp.dtype(dtype))
 
     names = {equation.primitive.name for equation in jax.make_jaxpr(function)(a, b, ends).jaxpr.eqns}

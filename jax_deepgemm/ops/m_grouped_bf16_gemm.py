@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -201,30 +202,23 @@ def _masked_factors(avals: Avals, params: Params) -> Factors:
     return Factors("g m k, g n k, g -> g m n", whole=("m", "k"))
 
 
-_call: Any = make(
-    Op(
-        name="m_grouped_bf16_gemm_contiguous",
-        abstract_eval=_abstract_eval,
-        reference=_reference,
-        plan=plans.plan,
-        configs=CONFIGS,
-        ranked=plans.ranked,
-        typical=typical_groups,
-        factors=_factors,
-        gradient=_NO_GRADIENT,
-    )
+_CONTIGUOUS = Op(
+    name="m_grouped_bf16_gemm_contiguous",
+    abstract_eval=_abstract_eval,
+    reference=_reference,
+    plan=plans.plan,
+    configs=CONFIGS,
+    ranked=plans.ranked,
+    typical=typical_groups,
+    factors=_factors,
+    gradient=_NO_GRADIENT,
 )
-
-_masked: Any = make(
-    Op(
-        name="m_grouped_bf16_gemm_nt_masked",
-        abstract_eval=_masked_abstract_eval,
-        reference=_masked_reference,
-        plan=plans.plan,
-        configs=CONFIGS,
-        ranked=plans.ranked,
-        typical=typical_groups,
-        factors=_masked_factors,
-        gradient=_NO_GRADIENT,
-    )
+_MASKED = dataclasses.replace(
+    _CONTIGUOUS,
+    name="m_grouped_bf16_gemm_nt_masked",
+    abstract_eval=_masked_abstract_eval,
+    reference=_masked_reference,
+    factors=_masked_factors,
 )
+_call: Any = make(_CONTIGUOUS)
+_masked: Any = make(_MASKED)

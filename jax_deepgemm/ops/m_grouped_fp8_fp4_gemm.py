@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,19 +11,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
-from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
-from jax_deepgemm.op import Avals, Layouts, Op, Params
+from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import m_grouped_fp8_fp4_gemm_plan as plans
-from jax_deepgemm.ops.casting import dequantise
+from jax_deepgemm.ops import m_grouped_quantised as shared
 from jax_deepgemm.ops.fp4_weights import Operand, Recipe, checked_recipe, checked_weights, for_kernel, values
 from jax_deepgemm.ops.fp8_fp4_gemm_plan import CONFIGS, TileConfig
 from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
 from jax_deepgemm.ops.m_grouped_plan import typical_groups
-from jax_deepgemm.ops.m_grouped_reference import by_groups, groups_of_rows, zero_beyond
 from jax_deepgemm.primitive import make
-
-_NO_GRADIENT = "quantised operands have no gradients; differentiate around it with jax.custom_vjp"
 
 
 def m_grouped_fp8_fp4_gemm_nt_contiguous(
@@ -158,57 +156,20 @@ def _contiguous(
     return _call(*operands, use_psum_layout=psum, out_dtype=dtype, recipe=recipe, config=config)[0]
 
 
-# The operands of both primitives: a's data and scale, b's data packed and its scale padded, and the layout or masked_m.
-
-
-def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype, **_: Any) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((*avals[0].shape[:-1], avals[2].shape[1]), out_dtype)]
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b.T`"""
-    dims = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision="highest", preferred_element_type=jnp.float32)
+# As for FP8 weights, but b's data is packed and its scale padded.
 
 
 def _reference(
-    a: jax.Array,
-    a_scale: jax.Array,
-    b: jax.Array,
-    b_scale: jax.Array,
-    layout: jax.Array,
-    *,
-    use_psum_layout: bool,
-    out_dtype: jnp.dtype,
-    recipe: Recipe,
-    config: TileConfig | None,
+    *operands: jax.Array, use_psum_layout: bool, out_dtype: jnp.dtype, recipe: Recipe, config: TileConfig | None
 ) -> list[jax.Array]:
-    rows = dequantise(Quantized(a, a_scale), block=recipe[0])
-
-    def product(at: jax.Array, g: jax.Array) -> jax.Array:
-        return _dot(rows[at], values(b[g], b_scale[g], recipe))
-
-    group = groups_of_rows(layout, len(a), len(b), use_psum_layout=use_psum_layout)
-    return [by_groups(product, group, len(b), b.shape[1]).astype(out_dtype)]
+    of_weights = functools.partial(values, recipe=recipe)
+    return [shared.contiguous(of_weights, operands, use_psum_layout).astype(out_dtype)]
 
 
 def _masked_reference(
-    a: jax.Array,
-    a_scale: jax.Array,
-    b: jax.Array,
-    b_scale: jax.Array,
-    masked_m: jax.Array,
-    *,
-    expected_m: int,
-    out_dtype: jnp.dtype,
-    recipe: Recipe,
-    config: TileConfig | None,
+    *operands: jax.Array, expected_m: int, out_dtype: jnp.dtype, recipe: Recipe, config: TileConfig | None
 ) -> list[jax.Array]:
-    def product(operands: tuple[jax.Array, ...]) -> jax.Array:
-        a, a_scale, b, b_scale = operands
-        return _dot(dequantise(Quantized(a, a_scale), block=recipe[0]), values(b, b_scale, recipe))
-
-    return [zero_beyond(jax.lax.map(product, (a, a_scale, b, b_scale)), masked_m).astype(out_dtype)]
+    return [shared.masked(functools.partial(values, recipe=recipe), operands).astype(out_dtype)]
 
 
 def _factors(avals: Avals, params: Params) -> Factors:
@@ -220,37 +181,20 @@ def _masked_factors(avals: Avals, params: Params) -> Factors:
     return Factors("g m k, g m kb, g n kp, g n ks, g -> g m n", whole=("m", "k", "kb", "kp", "ks"))
 
 
-def _operand_layouts(avals: Avals, params: Params) -> Layouts:
-    """A's scales with the rows fastest, as for `fp8_fp4_gemm_nt`, and K slowest."""
-    return [None, (0, 1) if avals[0].ndim == 2 else (1, 0, 2), None, None, None]
-
-
-_call: Any = make(
-    Op(
-        name="m_grouped_fp8_fp4_gemm_nt_contiguous",
-        abstract_eval=_abstract_eval,
-        reference=_reference,
-        plan=plans.plan,
-        configs=CONFIGS,
-        ranked=plans.ranked,
-        typical=typical_groups,
-        operand_layouts=_operand_layouts,
-        factors=_factors,
-        gradient=_NO_GRADIENT,
-    )
+_CONTIGUOUS = Op(
+    name="m_grouped_fp8_fp4_gemm_nt_contiguous",
+    abstract_eval=shared.abstract_eval,
+    reference=_reference,
+    plan=plans.plan,
+    configs=CONFIGS,
+    ranked=plans.ranked,
+    typical=typical_groups,
+    operand_layouts=shared.operand_layouts,
+    factors=_factors,
+    gradient=shared.NO_GRADIENT,
 )
-
-_masked: Any = make(
-    Op(
-        name="m_grouped_fp8_fp4_gemm_nt_masked",
-        abstract_eval=_abstract_eval,
-        reference=_masked_reference,
-        plan=plans.plan,
-        configs=CONFIGS,
-        ranked=plans.ranked,
-        typical=typical_groups,
-        operand_layouts=_operand_layouts,
-        factors=_masked_factors,
-        gradient=_NO_GRADIENT,
-    )
+_MASKED = dataclasses.replace(
+    _CONTIGUOUS, name="m_grouped_fp8_fp4_gemm_nt_masked", reference=_masked_reference, factors=_masked_factors
 )
+_call: Any = make(_CONTIGUOUS)
+_masked: Any = make(_MASKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,17 +13,16 @@ from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
-from jax_deepgemm.op import Avals, Layouts, Op, Params
+from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import m_grouped_fp8_gemm_plan as plans
+from jax_deepgemm.ops import m_grouped_quantised as shared
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE
 from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
 from jax_deepgemm.ops.m_grouped_plan import typical_groups
-from jax_deepgemm.ops.m_grouped_reference import by_groups, groups_of_rows, zero_beyond
 from jax_deepgemm.primitive import make
 
 Operand = Quantized | tuple[jax.Array, jax.Array]
-_NO_GRADIENT = "quantised operands have no gradients; differentiate around it with jax.custom_vjp"
 
 
 def m_grouped_fp8_gemm_nt_contiguous(
@@ -148,57 +148,20 @@ def _contiguous(
     return _call(*a, *weights, layout, use_psum_layout=psum, out_dtype=dtype, config=config)[0]
 
 
-# The operands of both primitives: a's data and scale, b's data and scale, and the layout or masked_m.
-
-
-def _abstract_eval(avals: Avals, *, out_dtype: jnp.dtype, **_: Any) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((*avals[0].shape[:-1], avals[2].shape[1]), out_dtype)]
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b.T`"""
-    dims = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision="highest", preferred_element_type=jnp.float32)
+def _values(data: jax.Array, scale: jax.Array) -> jax.Array:
+    return dequantise(Quantized(data, scale), block=RECIPE[1])
 
 
 def _reference(
-    a: jax.Array,
-    a_scale: jax.Array,
-    b: jax.Array,
-    b_scale: jax.Array,
-    layout: jax.Array,
-    *,
-    use_psum_layout: bool,
-    out_dtype: jnp.dtype,
-    config: GemmConfig | None,
+    *operands: jax.Array, use_psum_layout: bool, out_dtype: jnp.dtype, config: GemmConfig | None
 ) -> list[jax.Array]:
-    rows = dequantise(Quantized(a, a_scale), block=RECIPE[0])
-
-    def product(at: jax.Array, g: jax.Array) -> jax.Array:
-        return _dot(rows[at], dequantise(Quantized(b[g], b_scale[g]), block=RECIPE[1]))
-
-    group = groups_of_rows(layout, len(a), len(b), use_psum_layout=use_psum_layout)
-    return [by_groups(product, group, len(b), b.shape[1]).astype(out_dtype)]
+    return [shared.contiguous(_values, operands, use_psum_layout).astype(out_dtype)]
 
 
 def _masked_reference(
-    a: jax.Array,
-    a_scale: jax.Array,
-    b: jax.Array,
-    b_scale: jax.Array,
-    masked_m: jax.Array,
-    *,
-    expected_m: int,
-    out_dtype: jnp.dtype,
-    config: GemmConfig | None,
+    *operands: jax.Array, expected_m: int, out_dtype: jnp.dtype, config: GemmConfig | None
 ) -> list[jax.Array]:
-    def product(operands: tuple[jax.Array, ...]) -> jax.Array:
-        a, a_scale, b, b_scale = operands
-        return _dot(
-            dequantise(Quantized(a, a_scale), block=RECIPE[0]), dequantise(Quantized(b, b_scale), block=RECIPE[1])
-        )
-
-    return [zero_beyond(jax.lax.map(product, (a, a_scale, b, b_scale)), masked_m).astype(out_dtype)]
+    return [shared.masked(_values, operands).astype(out_dtype)]
 
 
 def _n_factors(n: int) -> tuple[str, str, tuple[tuple[str, int], ...], tuple[str, ...]]:
@@ -221,37 +184,20 @@ def _masked_factors(avals: Avals, params: Params) -> Factors:
     return Factors(rule, sizes, whole=("m", "k", "kb", *whole))
 
 
-def _operand_layouts(avals: Avals, params: Params) -> Layouts:
-    """A's scales with the rows fastest, as for `fp8_gemm_nt`, and K slowest."""
-    return [None, (0, 1) if avals[0].ndim == 2 else (1, 0, 2), None, None, None]
-
-
-_call: Any = make(
-    Op(
-        name="m_grouped_fp8_gemm_nt_contiguous",
-        abstract_eval=_abstract_eval,
-        reference=_reference,
-        plan=plans.plan,
-        configs=(GemmConfig,),
-        ranked=plans.ranked,
-        typical=typical_groups,
-        operand_layouts=_operand_layouts,
-        factors=_factors,
-        gradient=_NO_GRADIENT,
-    )
+_CONTIGUOUS = Op(
+    name="m_grouped_fp8_gemm_nt_contiguous",
+    abstract_eval=shared.abstract_eval,
+    reference=_reference,
+    plan=plans.plan,
+    configs=(GemmConfig,),
+    ranked=plans.ranked,
+    typical=typical_groups,
+    operand_layouts=shared.operand_layouts,
+    factors=_factors,
+    gradient=shared.NO_GRADIENT,
 )
-
-_masked: Any = make(
-    Op(
-        name="m_grouped_fp8_gemm_nt_masked",
-        abstract_eval=_abstract_eval,
-        reference=_masked_reference,
-        plan=plans.plan,
-        configs=(GemmConfig,),
-        ranked=plans.ranked,
-        typical=typical_groups,
-        operand_layouts=_operand_layouts,
-        factors=_masked_factors,
-        gradient=_NO_GRADIENT,
-    )
+_MASKED = dataclasses.replace(
+    _CONTIGUOUS, name="m_grouped_fp8_gemm_nt_masked", reference=_masked_reference, factors=_masked_factors
 )
+_call: Any = make(_CONTIGUOUS)
+_masked: Any = make(_MASKED)
