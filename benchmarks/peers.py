@@ -52,7 +52,8 @@ def jax_call(function: Callable, *operands: Any) -> Prepared:
     """A compiled JAX function on fixed operands."""
     import jax
 
-    compiled = jax.jit(function).lower(*operands).compile()
+    # A function of its own, since jit would remember a lowering with another configuration.
+    compiled = jax.jit(lambda *xs: function(*xs)).lower(*operands).compile()
     return Prepared(lambda: jax.block_until_ready(compiled(*operands)), lambda: compiled(*operands))
 
 
