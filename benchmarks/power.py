@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 WARM_SECONDS = 0.3  # until the clock has settled
 SECONDS = 1.0
@@ -37,8 +39,7 @@ def measure(call: Callable[[], object], seconds: float = SECONDS) -> Power:
 
     pynvml.nvmlInit()
     try:
-        # That of the process's first device, where all are visible.
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = _handle(pynvml)
         _repeat(call, WARM_SECONDS, lambda: None)
         clocks: list[int] = []
         before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # millijoules
@@ -49,6 +50,14 @@ def measure(call: Callable[[], object], seconds: float = SECONDS) -> Power:
     finally:
         pynvml.nvmlShutdown()
     return Power(elapsed * 1e6 / calls, millijoules / 1e3 / elapsed, statistics.mean(clocks), calls)
+
+
+def _handle(pynvml: Any) -> Any:
+    """That of the process's first device: NVML counts all of the machine's."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+    if visible.isdecimal():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(visible))
+    return pynvml.nvmlDeviceGetHandleByUUID(visible)
 
 
 def _repeat(call: Callable[[], object], seconds: float, look: Callable[[], object]) -> tuple[int, float]:
