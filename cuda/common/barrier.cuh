@@ -174,6 +174,11 @@ __device__ __forceinline__ void cluster_sync_relaxed() {
             : "memory");
 }
 
+// Whether `condition`, the same for all of a warp, holds. By the vote the compiler knows the warp to be of one mind, and
+// keeps what it may in uniform registers: a producer's loop then has half the instructions, each of which would take issue
+// slots and ports of registers from the math warps beside it.
+__device__ __forceinline__ bool whole_warp(bool condition) { return __any_sync(0xffffffff, condition); }
+
 __device__ __forceinline__ bool elect_one() {
     u32 elected;
     asm volatile(

@@ -141,7 +141,7 @@ struct Fp4SwappedFeed {
         for (u32 i = thread; i < items; i += kThreads) {
             const u32 j = i / Config::kColumns, column = i % Config::kColumns;
             if (m0 + column < m)
-                async_copy_4_bytes(shared.token_scales(stage, j) + column, scales_a + j * m + column);
+                async_copy<4>(shared.token_scales(stage, j) + column, scales_a + j * m + column);
         }
     }
 

@@ -64,13 +64,14 @@ struct Fp8Gemm {
         }
     }
 
-    // Run by one thread.
+    // Run by a warp, of which one lane does what is to be done once.
     static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
                                                          const TensorMap& columns_map, const TensorMap& c_map, u32 m,
                                                          u32 n, u32 k) {
         constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
         constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
         const u64 policy = l2_evict_first();
+        const bool elected = elect_one();
         Walk walk(shared, m, n, k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
@@ -80,6 +81,7 @@ struct Fp8Gemm {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
+                if (!elected) continue;
                 full.arrive_expect_bytes(count * Layout::kBlockBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
@@ -98,6 +100,7 @@ struct Fp8Gemm {
                 const u32 count = Config::kHasC && !Layout::kAddsInL2 ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
+                if (!elected) continue;
                 full.arrive_expect_bytes(count * Layout::out_box_rows() * 128);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
@@ -109,8 +112,8 @@ struct Fp8Gemm {
         }
     }
 
-    // Run by a warp of its own, so that the tiles need not wait for its address arithmetic. Copies of 4 bytes: the
-    // scales of a tile begin at any multiple of that, where TMA wants 16.
+    // Run by a warp of its own, so that the tiles need not wait for its address arithmetic. By cp.async: the scales of a
+    // tile begin at any multiple of 4 bytes, where TMA wants 16.
     static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
                                                           const float* scales_b, u32 m, u32 n, u32 k) {
         Walk walk(shared, m, n, k);
@@ -385,8 +388,8 @@ struct Fp8Gemm {
         constexpr bool kFew = kGroups > 2 && Operands::kScalesPitch == 0;
         if (warp >= kMathWarps) {
             if constexpr (kGroups > 1) registers_decrease<kFew ? 32 : 40>();  // one has registers enough
-            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
-            if (warp == kMathWarps + 1) produce_scales(shared, scales_a, scales_b, m, n, k);
+            if (whole_warp(warp == kMathWarps)) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
+            if (whole_warp(warp == kMathWarps + 1)) produce_scales(shared, scales_a, scales_b, m, n, k);
             if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<(kGroups == 2 ? 232 : kFew ? 160 : 152)>();

@@ -2,7 +2,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
-#include "common/tma.cuh"
+#include "common/scale_copies.cuh"
 
 template <class Config>
 struct Scales1d1d {
@@ -32,47 +32,57 @@ struct Scales1d1d {
 
     static_assert(!Config::kSwap && kColumns % 16 == 0, "scales are read for 16 columns at once");
 
-    // This lane's scales are those of rows and of columns `lane`, `lane + 32`, ... of the tile. In memory all of one
-    // block of K are together. Beyond the last the stage keeps what it held before: nobody stores that.
+    // This lane's share of the scales of rows, and of those of columns: `lane`, `lane + 32`, ..., or pairs of them where
+    // all of a tile's are there and addresses allow. In memory all of one block of K are together.
     struct Source {
-        const float *from_a, *from_b;
-        u32 left_a, left_b, m, n, lane, to_b;
-        bool none = false;
+        ScaleCopies<Layout::kTileM> a;
+        const float* from_b;
+        u32 left_b, n, lane, to_b;
+        bool by_pairs, none = false;
 
         __device__ __forceinline__ Source(const float* scales_a, const float* scales_b, u32 m0, u32 n0, u32 m, u32 n,
                                           u32 k, u32 k_begin, u32 lane)
-            : m(m), n(n), lane(lane) {
-            if constexpr (kMayHaveNone) {
-                none = k_begin * kBlockK >= k;
-                if (none) k_begin = 0;
-            }
-            left_a = m0 + lane < m ? min(Layout::kTileM, m - m0 - lane) : 0;
+            : a(scales_a, m0, m, beyond(k, k_begin) ? 0 : k_begin, lane), n(n), lane(lane) {
+            none = beyond(k, k_begin);
             left_b = n0 + lane < n ? min(Layout::kTileN, n - n0 - lane) : 0;
-            from_a = scales_a + static_cast<u64>(k_begin) * m + m0 + lane;
-            from_b = scales_b + static_cast<u64>(k_begin) * n + n0 + lane;
-            to_b = Layout::kTileM + lane / 2 % 4 * Operands::kScalesPitch + lane / 8 * 2 + lane % 2;
+            by_pairs = n0 + Layout::kTileN <= n && n % 2 == 0 && reinterpret_cast<u64>(scales_b + n0) % 8 == 0;
+            const u32 column = by_pairs ? 2 * lane : lane;
+            from_b = scales_b + static_cast<u64>(none ? 0 : k_begin) * n + n0 + column;
+            to_b = Layout::kTileM + column / 2 % 4 * Operands::kScalesPitch + column / 8 * 2 + column % 2;
         }
 
-        // Zeros, if there are none: they will scale zeros.
-        __device__ __forceinline__ void copy(float* to, const float* from) const {
-            if constexpr (kMayHaveNone) {
-                async_copy_4_bytes(to, from, none ? 0 : 4);
-            } else {
-                async_copy_4_bytes(to, from);
-            }
+        static __device__ __forceinline__ bool beyond(u32 k, u32 k_begin) {
+            return kMayHaveNone && k_begin * kBlockK >= k;
         }
 
         // Starts the copies of one block of K to `scales`, and goes on to the next.
         __device__ __forceinline__ void copy_next(float* scales) {
-#pragma unroll
-            for (u32 at = 0; at < Layout::kTileM; at += 32) {
-                if (at < left_a) copy(scales + lane + at, from_a + at);
+            float* const to = scales + to_b;
+            if (kMayHaveNone && none) {  // zeros: they will scale zeros
+                a.copy_zeros(scales);
+                copy_columns<32>([&](u32 at) {
+                    if (at < left_b) async_zeros_4_bytes(to + at / 4, from_b);
+                });
+            } else {
+                a.copy(scales);
+                if (by_pairs) {
+                    copy_columns<64>([&](u32 at) { async_copy<8>(to + at / 4, from_b + at); });
+                } else {
+                    copy_columns<32>([&](u32 at) {
+                        if (at < left_b) async_copy<4>(to + at / 4, from_b + at);
+                    });
+                }
             }
+            a.advance(), from_b += n;
+        }
+
+        // kStep: how many the warp takes at once. `to_b` grows by a quarter of what `from_b` does.
+        template <u32 kStep, class Copy>
+        __device__ __forceinline__ void copy_columns(Copy copy) const {
 #pragma unroll
-            for (u32 at = 0; at < Layout::kTileN; at += 32) {
-                if (at < left_b && at + lane < Layout::kTileN) copy(scales + to_b + at / 4, from_b + at);
+            for (u32 at = 0; at < Layout::kTileN; at += kStep) {
+                if (at + kStep <= Layout::kTileN || at + lane * (kStep / 32) < Layout::kTileN) copy(at);
             }
-            from_a += m, from_b += n;
         }
     };
 

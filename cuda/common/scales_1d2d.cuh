@@ -2,7 +2,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_layout.cuh"
-#include "common/tma.cuh"
+#include "common/scale_copies.cuh"
 
 template <class Config>
 struct Scales1d2d {
@@ -12,33 +12,27 @@ struct Scales1d2d {
     static constexpr u32 kColumns = Config::kColumns, kAccumulators = kColumns / 2;
     static constexpr bool kReadsLate = false;
 
-    // This lane's scales of A are `lane`, `lane + 32`, ... of the tile; of B, `lane`. Rows beyond M keep what the stage
-    // held before: nobody stores them.
+    // This lane's scales: of A a share, of B `lane`.
     struct Source {
-        const float *from_a, *from_b;
-        u32 left, m, lane;
+        ScaleCopies<Layout::kTileM> a;
+        const float* from_b;
+        u32 lane;
         bool has_b;
 
         __device__ __forceinline__ Source(const float* scales_a, const float* scales_b, u32 m0, u32 n0, u32 m, u32 n,
                                           u32 k, u32 k_begin, u32 lane)
-            : m(m), lane(lane) {
+            : a(scales_a, m0, m, k_begin, lane), lane(lane) {
             const u32 blocks_k = ceil_div(k, kBlockK), blocks_n = ceil_div(n, kScaleBlock);
-            const u32 block_n = n0 / kScaleBlock, tile_m = m0 < m ? min(Layout::kTileM, m - m0) : 0;
-            left = tile_m > lane ? tile_m - lane : 0;
+            const u32 block_n = n0 / kScaleBlock;
             has_b = lane < Layout::kScalesB && block_n + lane < blocks_n;
-            from_a = scales_a + static_cast<u64>(k_begin) * m + m0 + lane;
             from_b = scales_b + static_cast<u64>(block_n + lane) * blocks_k + k_begin;
         }
 
         // Starts the copies of one block of K to `scales`, and goes on to the next.
         __device__ __forceinline__ void copy_next(float* scales) {
-            float* const to = scales + lane;
-#pragma unroll
-            for (u32 at = 0; at < Layout::kTileM; at += 32) {
-                if (at < left) async_copy_4_bytes(to + at, from_a + at);
-            }
-            if (has_b) async_copy_4_bytes(to + Layout::kTileM, from_b);
-            from_a += m, ++from_b;
+            a.copy(scales);
+            if (has_b) async_copy<4>(scales + Layout::kTileM + lane, from_b);
+            a.advance(), ++from_b;
         }
     };
 

@@ -112,13 +112,16 @@ __device__ __forceinline__ void prefetch_l2(const void* from) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
 }
 
-__device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+// kBytes: 4, 8 or 16; both addresses are multiples of it.
+template <u32 kBytes>
+__device__ __forceinline__ void async_copy(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
+                 : "memory");
 }
 
-// The first `bytes` of them, and zeros.
-__device__ __forceinline__ void async_copy_4_bytes(void* to, const void* from, u32 bytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
+// Reads nothing; `from` is an address of global memory all the same.
+__device__ __forceinline__ void async_zeros_4_bytes(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(0)
                  : "memory");
 }
 

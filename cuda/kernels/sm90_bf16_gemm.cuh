@@ -76,7 +76,7 @@ struct Sm90Bf16Gemm {
         }
     }
 
-    // Run by one thread.
+    // Run by a warp, of which one lane does what is to be done once.
     static __device__ __forceinline__ void produce(const Shared& shared, const TensorMap& rows_map,
                                                    const TensorMap& columns_map, u32 m, u32 n, u32 k) {
         constexpr u32 kLoadedBytes =
@@ -86,6 +86,7 @@ struct Sm90Bf16Gemm {
         constexpr bool kStackedRows = Walk::kStacked && Config::kMnRows && Config::kSwap;
         constexpr bool kStackedColumns = Walk::kStacked && Config::kMnColumns && !Config::kSwap;
         const u64 policy = l2_evict_first();
+        const bool elected = elect_one();
         Walk walk(shared, m, n, k);
         Pipeline pipe, landing;
         u32 tile_phase = 0;
@@ -98,6 +99,7 @@ struct Sm90Bf16Gemm {
                 const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = destination(shared, walk, i, pipe, landing);
+                if (!elected) continue;
                 full.arrive_expect_bytes(count * kLoadedBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
@@ -294,7 +296,7 @@ struct Sm90Bf16Gemm {
         // 160.
         if (warp >= kMathWarps) {
             if constexpr (kGroups > 1) registers_decrease<kGroups == 2 ? 40 : 32>();  // one has enough
-            if (warp == kMathWarps && elect_one()) produce(shared, rows_map, columns_map, m, n, k);
+            if (whole_warp(warp == kMathWarps)) produce(shared, rows_map, columns_map, m, n, k);
             if constexpr (kKGrouped) {
                 if (warp == kMathWarps + 1) clear_rows(shared, m, n, k, threadIdx.x % 32);
             }

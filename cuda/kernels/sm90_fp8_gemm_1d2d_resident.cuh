@@ -8,6 +8,7 @@
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/resident_layout.cuh"
+#include "common/scale_copies.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -73,8 +74,7 @@ struct Fp8Resident {
         }
     }
 
-    // Run by a warp. Copies of 4 bytes: the scales of a tile begin at any multiple of that. Rows beyond M keep what the
-    // slot held before: nobody stores them.
+    // Run by a warp, by cp.async: the scales of a tile begin at any multiple of 4 bytes.
     static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
                                                           const float* scales_b, u32 m, u32 n) {
         const Walk walk(m, n);
@@ -82,19 +82,14 @@ struct Fp8Resident {
         u32 turn = 0, phase = 1, row = walk.first % walk.row_tiles, panel = walk.first / walk.row_tiles;
 #pragma unroll 1
         for (u32 index = walk.first; index < walk.end; ++index) {
-            const u32 at = row * Layout::kTileRows + lane, from_b = panel * kGroups * kBlocks + lane;
-            float* const to = shared.scales(turn) + lane;
+            ScaleCopies<Layout::kTileRows> rows(scales_a, row * Layout::kTileRows, m, 0, lane);
+            const u32 from_b = panel * kGroups * kBlocks + lane;
+            float* const to = shared.scales(turn);
             shared.empty(turn * kBlocks + kBlocks - 1).wait(phase);
 #pragma unroll
-            for (u32 j = 0; j < kBlocks; ++j) {
-#pragma unroll
-                for (u32 i = 0; i < Layout::kTileRows; i += 32) {
-                    if (at + i < m)
-                        async_copy_4_bytes(to + j * Layout::kTileRows + i, scales_a + static_cast<u64>(j) * m + at + i);
-                }
-            }
+            for (u32 j = 0; j < kBlocks; ++j, rows.advance()) rows.copy(to + j * Layout::kTileRows);
             if (lane < Layout::kScalesB && from_b < blocks_n * kBlocks)
-                async_copy_4_bytes(to + Layout::kScales, scales_b + from_b);
+                async_copy<4>(to + Layout::kScales + lane, scales_b + from_b);
             shared.scales_full(turn).arrive_after_async_copies();
             if (++turn == Layout::kTurns) turn = 0, phase ^= 1;
             if (++row == walk.row_tiles) row = 0, ++panel;
@@ -226,7 +221,7 @@ struct Fp8Resident {
             if constexpr (kGroups > 1) registers_decrease<40>();
             if (warp == kMathWarps && elect_one()) produce_rows(shared, rows_map, m, n);
             if (warp == kMathWarps + 1 && elect_one()) produce_panels(shared, columns_map, m, n);
-            if (warp == kMathWarps + 2) produce_scales(shared, scales_a, scales_b, m, n);
+            if (whole_warp(warp == kMathWarps + 2)) produce_scales(shared, scales_a, scales_b, m, n);
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();
             compute(shared, d_map, c, m, n);

@@ -10,6 +10,7 @@
 #include "common/fp8_cast.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/group_walk.cuh"
+#include "common/scale_copies.cuh"
 #include "common/swiglu.cuh"
 #include "common/swiglu_layout.cuh"
 #include "common/tma.cuh"
@@ -33,9 +34,10 @@ struct MGroupedFp8GemmSwiglu {
         float smallest;  // what a smaller magnitude counts as
     };
 
-    // Run by one thread.
+    // Run by a warp, of which one lane does what is to be done once.
     static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
                                                          const TensorMap& columns_map, const Problem& problem) {
+        const bool elected = elect_one();
         Walk walk(shared, problem.m, problem.n, problem.k);
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
@@ -46,6 +48,7 @@ struct MGroupedFp8GemmSwiglu {
                 const u32 stage = pipe.stage, at_k = i * kBlockK;
                 shared.empty(stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(stage);
+                if (!elected) continue;
                 full.arrive_expect_bytes(Layout::kBlockBytes);
                 tma_load_2d(shared.rows(stage), rows_map, full, at_k, corner.row);
                 tma_load_2d(shared.gates(stage), columns_map, full, at_k, gates);
@@ -54,28 +57,23 @@ struct MGroupedFp8GemmSwiglu {
         }
     }
 
-    // Run by a warp, by copies of 4 bytes: the scales of a tile begin at any multiple of that. Rows beyond M keep what
-    // the stage held before: nobody stores them.
+    // Run by a warp, by cp.async: the scales of a tile begin at any multiple of 4 bytes.
     static __device__ __forceinline__ void produce_scales(const Shared& shared, const Problem& problem) {
         Walk walk(shared, problem.m, problem.n, problem.k);
         const u32 lane = threadIdx.x % 32, blocks_n = problem.n / kScaleBlock;
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
-            const u32 rows = min(Layout::kTileRows, problem.m - corner.row);
+            ScaleCopies<Layout::kTileRows> rows(problem.scales_a, corner.row, problem.m, 0, lane);
             const u32 block_n = (walk.group * 2 + lane) * blocks_n + corner.column / kScaleBlock;  // of lanes 0 and 1
-            const float* from_a = problem.scales_a + corner.row + lane;
             const float* from_b = problem.scales_b + static_cast<u64>(block_n) * walk.k_blocks;
 #pragma unroll 1
             for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                float* const to = shared.scales(pipe.stage) + lane;
-#pragma unroll
-                for (u32 at = 0; at < Layout::kTileRows; at += 32) {
-                    if (at + lane < rows) async_copy_4_bytes(to + at, from_a + at);
-                }
-                if (lane < 2) async_copy_4_bytes(to + Layout::kTileRows, from_b);
-                from_a += problem.m, ++from_b;
+                float* const to = shared.scales(pipe.stage);
+                rows.copy(to);
+                if (lane < 2) async_copy<4>(to + Layout::kTileRows + lane, from_b);
+                rows.advance(), ++from_b;
                 shared.scales_full(pipe.stage).arrive_after_async_copies();
             }
         }
@@ -279,8 +277,8 @@ __global__ void __launch_bounds__(384, 1)
     // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232.
     if (warp >= Gemm::kMathWarps) {
         registers_decrease<40>();
-        if (warp == Gemm::kMathWarps && elect_one()) Gemm::produce_tiles(shared, rows_map, columns_map, problem);
-        if (warp == Gemm::kMathWarps + 1) Gemm::produce_scales(shared, problem);
+        if (whole_warp(warp == Gemm::kMathWarps)) Gemm::produce_tiles(shared, rows_map, columns_map, problem);
+        if (whole_warp(warp == Gemm::kMathWarps + 1)) Gemm::produce_scales(shared, problem);
         if (warp >= Gemm::kMathWarps + 2)
             Gemm::template fill_up<2>(shared, problem, warp - Gemm::kMathWarps - 2);
     } else {

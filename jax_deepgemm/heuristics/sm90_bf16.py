@@ -57,8 +57,10 @@ def candidates(layout: str, m: int, n: int, k: int, num_sms: int) -> Iterator[Bf
     if tokens:
         for rows in (64, 128, 256) if tokens == 8 else (64, 128):
             yield from _variants(layout, rows, tokens, True, m, n, k, num_sms)
-    step = SLAB if layout[1] == "n" and m <= 128 else 16  # weights: what a slab has beyond the tile would be wasted
-    narrowest = step if m <= 128 else min(96, ceil_div(n, step) * step)  # narrow tiles of many rows load too much
+    # What a slab has beyond the tile would be loaded for nothing, and a tile that begins inside of one reads half lines.
+    step = SLAB if layout[1] == "n" else 16
+    # Narrow tiles of many rows load too much.
+    narrowest = step if m <= 128 else min(ceil_div(96, step), ceil_div(n, step)) * step
     for rows in (64,) if m <= 64 else (128,) if m <= 128 else (128, 192):
         for columns in range(narrowest, Bf16GemmConfig.MOST_COLUMNS[rows] + 1, step):
             yield from _variants(layout, rows, columns, False, m, n, k, num_sms)

@@ -124,8 +124,11 @@ inline void async_copy(void* to, const void* from, u32 bytes, u32 whole) {
         if (bytes) std::memcpy(to, from, bytes);
     });
 }
-inline void async_copy_4_bytes(void* to, const void* from) { async_copy(to, from, 4, 4); }
-inline void async_copy_4_bytes(void* to, const void* from, u32 bytes) { async_copy(to, from, bytes, 4); }
+template <u32 kBytes>
+void async_copy(void* to, const void* from) {
+    async_copy(to, from, kBytes, kBytes);
+}
+inline void async_zeros_4_bytes(void* to, const void* from) { async_copy(to, from, 0, 4); }
 template <u32 kBytes>
 void async_copy_of_line(void* to, const void* from) {
     async_copy(to, from, kBytes, kBytes);
