@@ -80,6 +80,7 @@ inline bool named_barrier_all(u32 id, u32 threads, bool condition) {
 inline u32 cluster_rank() { return emu::self().cta->rank; }
 inline void cluster_sync() { emu::meet(emu::machine.meeting, emu::machine.fibers.size()); }
 inline void cluster_sync_relaxed() { cluster_sync(); }
+inline bool whole_warp(bool condition) { return __any_sync(0xffffffff, condition); }
 inline bool elect_one() { return emu::lane() == 0; }
 inline void wait_for_predecessor() {}
 inline void release_successor() {}
