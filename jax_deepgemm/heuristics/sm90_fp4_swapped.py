@@ -17,6 +17,7 @@ LATENCY_CYCLES = 900  # from a unit's arrival to its sums, for a warpgroup alone
 LATENCY_COLUMN_CYCLES = 9.5  # ... and for each column
 ISSUE_CYCLES = 400  # by which units of 64 rows follow each other, whichever warpgroup takes them ...
 ISSUE_COLUMN_CYCLES = 9.0
+MANY_GROUPS = 1.08  # more where three or four warpgroups share the registers of wide tiles
 SCALE_CYCLES = 930  # of a warp, for a unit's scales ...
 SCALE_COLUMN_CYCLES = 6.0
 L2_BYTES_PER_US = 5.5e6
@@ -50,7 +51,8 @@ def estimate_us(c: Fp4SwappedConfig, m: int, n: int, k: int, scales: Scales, out
     waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
     units = ceil_div(ceil_div(k, UNIT_BLOCKS * BLOCK_K), c.split_k)
     latency = (LATENCY_CYCLES + LATENCY_COLUMN_CYCLES * c.columns) * ceil_div(units, c.k_groups)
-    issue = (ISSUE_CYCLES + ISSUE_COLUMN_CYCLES * c.columns) * units * c.rows / 64
+    crowded = MANY_GROUPS if c.k_groups > 2 and c.columns > 32 else 1
+    issue = (ISSUE_CYCLES + ISSUE_COLUMN_CYCLES * c.columns) * units * c.rows / 64 * crowded
     scaling = (SCALE_CYCLES + SCALE_COLUMN_CYCLES * c.columns) * ceil_div(units, c.scale_warps)
     work = waves * (max(latency, issue, scaling) / CLOCK_MHZ + TILE_US + SPLIT_US * (c.split_k > 1))
     weights = n * (k // 2 + ceil_div(k, BLOCK_K) * scales.row_bytes)
