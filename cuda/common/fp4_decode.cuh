@@ -62,6 +62,8 @@ struct Ue8m0By32 {
     struct Tile {
         int common = -1;  // the exponent of the row's scale, if one serves all of the tile's K
 
+        // kInFlight: reads of 16 bytes.
+        template <u32 kInFlight = 4>
         __device__ __forceinline__ void begin(const Raw* scales, u32 count) {
             u32 high = 0, low = 0x00ff00ff;
             const auto add = [&](u32 x) {
@@ -69,7 +71,7 @@ struct Ue8m0By32 {
                 high = __vmaxu2(high, __vmaxu2(even, odd)), low = __vminu2(low, __vminu2(even, odd));
             };
             u32 i = 0;
-#pragma unroll 4
+#pragma unroll kInFlight
             for (; i + 4 <= count; i += 4) {
                 const uint4 x = *reinterpret_cast<const uint4*>(scales + i);
                 add(x.x), add(x.y), add(x.z), add(x.w);

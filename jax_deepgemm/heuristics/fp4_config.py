@@ -41,6 +41,7 @@ class Fp4GemmConfig(GemmConfig):
     feed_groups: int = 1  # warpgroups that decode
     tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
     unroll: int = 0  # blocks of K in straight code where they are, in a loop of their own; 0: there is none
+    feed_unroll: int = 1  # likewise of that loop's feed
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
     MOST_AHEAD: ClassVar[int] = 0
@@ -58,6 +59,8 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(
                 f"`unroll` must be 0, 1 or 2, and 0 but for 256 x 128, `tile_scales`, stages of a block, got {self}"
             )
+        if self.feed_unroll not in (1, 2) or (self.feed_unroll > 1 and not self.unroll):
+            raise ValueError(f"`feed_unroll` must be 1 or 2, and 1 where `unroll` is 0, got {self}")
         if self.feed_groups not in (1, 2):
             raise ValueError(f"`feed_groups` must be 1 or 2, got {self.feed_groups}")
         accumulators = self.columns // 2 * (self.waves + self.stage_blocks)
