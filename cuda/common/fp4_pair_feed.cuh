@@ -40,7 +40,28 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
         source.from_a += this->m;
     }
 
-    // A row of exponents has room for an even number.
+    // `Tile::begin`, with eight reads under way at once, the last of them repeated instead of a rest read one by one: all
+    // wait for this where there is no tile before, and nobody needs to know twice what is in a row.
+    __device__ __forceinline__ typename Scales::Tile range(const Raw* exponents) const {
+        constexpr u32 kReads = 8;
+        const u32 count = this->walk.k_blocks, end = (count - 1) / 4;
+        typename Scales::Range range;
+#pragma unroll 1
+        for (u32 i = 0; i <= end; i += kReads) {
+            uint4 x[kReads];
+#pragma unroll
+            for (u32 j = 0; j < kReads; ++j) x[j] = reinterpret_cast<const uint4*>(exponents)[min(i + j, end)];
+#pragma unroll
+            for (u32 j = 0; j < kReads; ++j) {
+                const u32 left = count - min(i + j, end) * 4;
+                range.add(x[j].x), range.add(left > 1 ? x[j].y : x[j].x);
+                range.add(left > 2 ? x[j].z : x[j].x), range.add(left > 3 ? x[j].w : x[j].x);
+            }
+        }
+        return {range.common()};
+    }
+
+    // A row of exponents has room for a multiple of four.
     __device__ __forceinline__ bool start(Source& source, const Cursor& at) const {
         const Raw* const exponents = this->scales_of(at, at.n0 + this->row(), 0);
         source.m0 = at.m0;
@@ -50,8 +71,7 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
         for (u32 s = 0; s < kScalesA; ++s) source.has[s] = at.m0 + this->thread + s * kThreads < this->m;
         read_a(source);
         source.b = *source.from_b++;
-        source.tile = {};
-        source.tile.template begin<8>(exponents, this->walk.k_blocks);
+        source.tile = range(exponents);
         source.table = Fp4Table{}.times_power_of_two(-source.tile.common);  // modulo 2^32
         const bool all = named_barrier_all(Late::kFeedBarrier, kThreads, source.tile.common >= 0);
         return __any_sync(0xffffffff, all);  // it is so for all, but the compiler should know it
