@@ -1,7 +1,7 @@
 // As `Fp4LateFeed`, for the same loop, with both blocks of K of a packed unit in straight code. Its instructions take
 // register ports from the products, so there are fewer, and its warps wait for less:
-// - What a lane reads and writes lies at its eight places under the swizzle, the same for packed and decoded values, behind
-//   an address that all lanes have in common: no arithmetic but the decoding itself.
+// - What a lane reads and writes lies at its eight places under the swizzle, the same for packed and decoded values,
+//   behind an address that all lanes have in common: no arithmetic but the decoding itself.
 // - Global memory is read right behind a fence, which would wait for it in front, and used a block of K later.
 #pragma once
 #include "common/fp4_late_feed.cuh"
@@ -40,8 +40,8 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
         source.from_a += this->m;
     }
 
-    // `Tile::begin`, with eight reads under way at once, the last of them repeated instead of a rest read one by one: all
-    // wait for this where there is no tile before, and nobody needs to know twice what is in a row.
+    // `Tile::begin`, with eight reads under way at once, the last of them repeated instead of a rest read one by one:
+    // at the first tile all wait for this.
     __device__ __forceinline__ typename Scales::Tile range(const Raw* exponents) const {
         constexpr u32 kReads = 8;
         const u32 count = this->walk.k_blocks, end = (count - 1) / 4;
@@ -97,8 +97,8 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
 
     // Block `i` of the tile's K, block kWithin of its unit; `last`: of the tile.
     template <bool kLate, u32 kWithin>
-    __device__ __forceinline__ void block(const TensorMap& tokens_map, Source& source, Rings& rings, u32 i, u32 exponents,
-                                          bool last) const {
+    __device__ __forceinline__ void block(const TensorMap& tokens_map, Source& source, Rings& rings, u32 i,
+                                          u32 exponents, bool last) const {
         const auto& shared = this->shared;
         const u32 stage = rings.decoded.stage;
         Barrier& full = shared.full(stage);
