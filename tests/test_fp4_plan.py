@@ -123,6 +123,8 @@ def test_a_configuration_that_does_not_fit_is_refused() -> None:
         ({"split_k": 2, "tile_scales": True}, "`tile_scales` must be False where a cluster splits K"),
         ({"rows": 256, "columns": 128, "unroll": 1}, "`unroll` must be 0, 1 or 2, and 0 but for 256 x 128"),
         ({"rows": 256, "columns": 128, "tile_scales": True, "unroll": 3}, "`unroll` must be 0, 1 or 2"),
+        ({"feed_unroll": 2}, "`feed_unroll` must be 1 or 2, and 1 where `unroll` is 0"),
+        ({"packed_stages": 1}, "`packed_stages` must be 2 to 16, got 1"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, int], message: str) -> None:
@@ -160,6 +162,7 @@ def test_kernels_that_are_not_chosen_use_no_local_memory() -> None:
     """By `config` alone."""
     late = Fp4GemmConfig(256, 128, tile_scales=True, unroll=2)
     launches = [by_config(late, 2, False), by_config(dataclasses.replace(late, unroll=1), 4, True)]
+    launches.append(by_config(dataclasses.replace(late, feed_unroll=2, packed_stages=2), 2, True))
     for rows, columns, k_groups, scale_warps in ((64, 16, 4, 3), (64, 64, 2, 3), (192, 32, 1, 1)):
         config = Fp4SwappedConfig(rows, columns, k_groups, scale_warps=scale_warps, pipelined=True)
         launches.append(by_config(config, 2, False))

@@ -59,25 +59,36 @@ struct Ue8m0By32 {
         return bottom - max(top - kHighest, 0) >= kLowest && top < 255;
     }
 
+    // Of exponents, four at a time.
+    struct Range {
+        u32 high = 0, low = 0x00ff00ff;
+
+        __device__ __forceinline__ void add(u32 x) {
+            const u32 even = x & 0x00ff00ff, odd = x >> 8 & 0x00ff00ff;
+            high = __vmaxu2(high, __vmaxu2(even, odd)), low = __vminu2(low, __vminu2(even, odd));
+        }
+
+        // That of a scale for all of them, or -1.
+        __device__ __forceinline__ int common() const {
+            const int top = max(high & 0xffff, high >> 16), bottom = min(low & 0xffff, low >> 16);
+            return fits(top, bottom) ? max(top - kHighest, 0) : -1;
+        }
+    };
+
     struct Tile {
         int common = -1;  // the exponent of the row's scale, if one serves all of the tile's K
 
         __device__ __forceinline__ void begin(const Raw* scales, u32 count) {
-            u32 high = 0, low = 0x00ff00ff;
-            const auto add = [&](u32 x) {
-                const u32 even = x & 0x00ff00ff, odd = x >> 8 & 0x00ff00ff;
-                high = __vmaxu2(high, __vmaxu2(even, odd)), low = __vminu2(low, __vminu2(even, odd));
-            };
+            Range range;
             u32 i = 0;
 #pragma unroll 4
             for (; i + 4 <= count; i += 4) {
                 const uint4 x = *reinterpret_cast<const uint4*>(scales + i);
-                add(x.x), add(x.y), add(x.z), add(x.w);
+                range.add(x.x), range.add(x.y), range.add(x.z), range.add(x.w);
             }
 #pragma unroll 1
-            for (; i < count; ++i) add(scales[i]);
-            const int top = max(high & 0xffff, high >> 16), bottom = min(low & 0xffff, low >> 16);
-            common = fits(top, bottom) ? max(top - kHighest, 0) : -1;
+            for (; i < count; ++i) range.add(scales[i]);
+            common = range.common();
         }
     };
 

@@ -151,7 +151,7 @@ struct Fp4FeedOf {
 };
 
 template <class Config>
-    requires(Config::kUnroll > 0)
+    requires(Config::kUnroll > 0 && !requires { Config::kFeedUnroll; })
 struct Fp4FeedOf<Config> {
     using type = Fp4LateFeed<Config>;
 };

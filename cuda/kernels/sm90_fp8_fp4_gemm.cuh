@@ -13,6 +13,7 @@
 #include "common/fp4_late_feed.cuh"
 #include "common/fp4_late_loop.cuh"
 #include "common/fp4_layout.cuh"
+#include "common/fp4_pair_feed.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_walk.cuh"
 #include "common/tma.cuh"

@@ -41,6 +41,8 @@ class Fp4GemmConfig(GemmConfig):
     feed_groups: int = 1  # warpgroups that decode
     tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
     unroll: int = 0  # blocks of K in straight code where they are, in a loop of their own; 0: there is none
+    feed_unroll: int = 1  # likewise of that loop's feed
+    packed_stages: int = ENOUGH_PACKED_STAGES  # that the store leaves room for, if it can
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
     MOST_AHEAD: ClassVar[int] = 0
@@ -58,6 +60,10 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(
                 f"`unroll` must be 0, 1 or 2, and 0 but for 256 x 128, `tile_scales`, stages of a block, got {self}"
             )
+        if self.feed_unroll not in (1, 2) or (self.feed_unroll > 1 and not self.unroll):
+            raise ValueError(f"`feed_unroll` must be 1 or 2, and 1 where `unroll` is 0, got {self}")
+        if not 2 <= self.packed_stages <= MAX_PACKED_STAGES:
+            raise ValueError(f"`packed_stages` must be 2 to {MAX_PACKED_STAGES}, got {self.packed_stages}")
         if self.feed_groups not in (1, 2):
             raise ValueError(f"`feed_groups` must be 1 or 2, got {self.feed_groups}")
         accumulators = self.columns // 2 * (self.waves + self.stage_blocks)
@@ -98,7 +104,7 @@ class Fp4GemmConfig(GemmConfig):
             return Fp4Layout(stages, store, used + stages * packed)
 
         layouts = [with_store(store) for store in self._stores(out_bytes)]
-        return next((x for x in layouts if x.packed_stages >= ENOUGH_PACKED_STAGES), layouts[-1])
+        return next((x for x in layouts if x.packed_stages >= self.packed_stages), layouts[-1])
 
     def _decoded_bytes(self, scales: Scales) -> int:
         """Of a stage: its tiles, their scales, what tells of each task's rows, two barriers."""

@@ -33,6 +33,10 @@ CONFIGS = (
     Fp4GemmConfig(256, 128, tile_scales=True),
     Fp4GemmConfig(256, 128, tile_scales=True, unroll=1),
     Fp4GemmConfig(256, 128, tile_scales=True, unroll=2),
+    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1, feed_unroll=2),
+    Fp4GemmConfig(256, 128, tile_scales=True, unroll=2, feed_unroll=2),
+    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1, feed_unroll=2, packed_stages=2),
+    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1, feed_unroll=2, packed_stages=2, decoded_stages=2),
     Fp4SwappedConfig(64, 8, 4, scale_warps=3),
     Fp4SwappedConfig(64, 16, 3),
     Fp4SwappedConfig(64, 24, split_k=3, scale_warps=2),
@@ -57,7 +61,9 @@ def described(config):
     return (
         name(config)
         + "-late" * bool(config and config.tile_scales)
-        + (f"-unroll{config.unroll}" if config and config.unroll else "")
+        + (f"-unroll{config.unroll}-{config.feed_unroll}" if config and config.unroll else "")
+        + (f"-packed{config.packed_stages}" if config and config.packed_stages < 4 else "")
+        + (f"-decoded{config.decoded_stages}" if config and config.decoded_stages < 3 else "")
     )
 
 

@@ -1,0 +1,168 @@
+// As `Fp4LateFeed`, for the same loop, with both blocks of K of a packed unit in straight code. Its instructions take
+// register ports from the products, so there are fewer, and its warps wait for less:
+// - What a lane reads and writes lies at its eight places under the swizzle, the same for packed and decoded values,
+//   behind an address that all lanes have in common: no arithmetic but the decoding itself.
+// - Global memory is read right behind a fence, which would wait for it in front, and used a block of K later.
+#pragma once
+#include "common/fp4_late_feed.cuh"
+
+template <class Config>
+struct Fp4PairFeed : Fp4LateFeed<Config> {
+    using Late = Fp4LateFeed<Config>;
+    using typename Late::Cursor, typename Late::Feed, typename Late::Layout, typename Late::Scales;
+    using Raw = typename Feed::Raw;
+    static constexpr u32 kScalesA = Feed::kScalesA, kThreads = Feed::kThreads, kPackedStages = Config::kPackedStages;
+    static constexpr u32 kPieces = 8;  // of 16 bytes in a row of 128
+
+    // Where a tile is fed: how its rows are decoded, and what the next block, for B the next unit, needs of the scales.
+    struct Source {
+        typename Scales::Tile tile;
+        Fp4Table table;  // of the exponent 0, times the inverse of the tile's scale
+        u32 m0;
+        bool has[kScalesA];  // of this thread's rows of A
+        const float* from_a;
+        float a[kScalesA];
+        const uint2* from_b;
+        uint2 b;
+    };
+
+    struct Rings {
+        Pipeline<Config::kStages> decoded;
+        Pipeline<kPackedStages> packed;
+        u32 places[kPieces];  // of the lane's row
+    };
+
+    __device__ __forceinline__ void read_a(Source& source) const {
+#pragma unroll
+        for (u32 s = 0; s < kScalesA; ++s) {
+            if (source.has[s]) source.a[s] = source.from_a[s * kThreads];
+        }
+        source.from_a += this->m;
+    }
+
+    // `Tile::begin`, with eight reads under way at once, the last of them repeated instead of a rest read one by one:
+    // at the first tile all wait for this.
+    __device__ __forceinline__ typename Scales::Tile range(const Raw* exponents) const {
+        constexpr u32 kReads = 8;
+        const u32 count = this->walk.k_blocks, end = (count - 1) / 4;
+        typename Scales::Range range;
+#pragma unroll 1
+        for (u32 i = 0; i <= end; i += kReads) {
+            uint4 x[kReads];
+#pragma unroll
+            for (u32 j = 0; j < kReads; ++j) x[j] = reinterpret_cast<const uint4*>(exponents)[min(i + j, end)];
+#pragma unroll
+            for (u32 j = 0; j < kReads; ++j) {
+                const u32 left = count - min(i + j, end) * 4;
+                range.add(x[j].x), range.add(left > 1 ? x[j].y : x[j].x);
+                range.add(left > 2 ? x[j].z : x[j].x), range.add(left > 3 ? x[j].w : x[j].x);
+            }
+        }
+        return {range.common()};
+    }
+
+    // A row of exponents has room for a multiple of four.
+    __device__ __forceinline__ bool start(Source& source, const Cursor& at) const {
+        const Raw* const exponents = this->scales_of(at, at.n0 + this->row(), 0);
+        source.m0 = at.m0;
+        source.from_a = this->scales_a + at.m0 + this->thread;
+        source.from_b = reinterpret_cast<const uint2*>(exponents);
+#pragma unroll
+        for (u32 s = 0; s < kScalesA; ++s) source.has[s] = at.m0 + this->thread + s * kThreads < this->m;
+        read_a(source);
+        source.b = *source.from_b++;
+        source.tile = range(exponents);
+        source.table = Fp4Table{}.times_power_of_two(-source.tile.common);  // modulo 2^32
+        const bool all = named_barrier_all(Late::kFeedBarrier, kThreads, source.tile.common >= 0);
+        return __any_sync(0xffffffff, all);  // it is so for all, but the compiler should know it
+    }
+
+    template <u32 kWithin>
+    __device__ __forceinline__ void decode(const Rings& rings, u32 exponents, Fp4Table table) const {
+        const auto& [decoded, packed_ring, places] = rings;
+        const u32 from = shared_address(this->shared.packed(this->warp * kPackedStages + packed_ring.stage));
+        const u32 to = shared_address(this->shared.weights(decoded.stage)) + this->warp * (32 * kBlockK);
+        uint4 packed[4];  // read before anything is written, or the compiler would keep them in turns
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) packed[i] = load_shared_16_bytes(from + places[kWithin * 4 + i]);
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            const Fp4Table mine = table.times_power_of_two(__byte_perm(exponents, 0, 0x4440 + i));
+            const uint2 a = decode_fp4(packed[i].x, mine), b = decode_fp4(packed[i].y, mine);
+            const uint2 c = decode_fp4(packed[i].z, mine), d = decode_fp4(packed[i].w, mine);
+            store_shared_16_bytes(to + places[2 * i], make_uint4(a.x, a.y, b.x, b.y));
+            store_shared_16_bytes(to + places[2 * i + 1], make_uint4(c.x, c.y, d.x, d.y));
+        }
+    }
+
+    // Block `i` of the tile's K, block kWithin of its unit; `last`: of the tile.
+    template <bool kLate, u32 kWithin>
+    __device__ __forceinline__ void block(const TensorMap& tokens_map, Source& source, Rings& rings, u32 i,
+                                          u32 exponents, bool last) const {
+        const auto& shared = this->shared;
+        const u32 stage = rings.decoded.stage;
+        Barrier& full = shared.full(stage);
+        shared.empty(stage).wait(rings.decoded.phase ^ 1);
+        if (this->thread == 0) {
+            full.arrive_expect_bytes(Layout::kTokensBytes);
+            tma_load_2d(shared.tokens(stage), tokens_map, full, i * kBlockK, source.m0);
+        }
+        if (kWithin == 0) shared.packed_full(this->warp, rings.packed.stage).wait(rings.packed.phase);
+        __syncwarp();
+        if constexpr (kLate) {
+            decode<kWithin>(rings, exponents, source.table);
+            if (kWithin == 0 && i == 0 && this->lane == 0) shared.common(stage)[this->warp] = kCommonToTile;
+            if (last) shared.scales_b(stage)[this->row()] = ue8m0_value(source.tile.common);
+        } else {
+            Feed::decode(exponents, source.tile, rings.packed.stage, 0, kWithin, this->warp, stage, true);
+        }
+        float* const scales = shared.scales_a(stage) + this->thread;
+#pragma unroll
+        for (u32 s = 0; s < kScalesA; ++s) scales[s * kThreads] = source.a[s];
+        fence_async_proxy();
+        arrive_warp(full, this->lane);
+        if (!last) read_a(source);
+        rings.decoded.advance();
+    }
+
+    template <bool kLate>
+    __device__ __forceinline__ void feed(const TensorMap& weights_map, const TensorMap& tokens_map, Source& source,
+                                         Rings& rings, Cursor& loads) const {
+#pragma unroll 1
+        for (u32 i = 0; i < this->walk.k_blocks; i += 2) {
+            const u32 left = this->walk.k_blocks - i;
+            const uint2 exponents = source.b;
+            block<kLate, 0>(tokens_map, source, rings, i, exponents.x, left == 1);
+            if (left > 2) source.b = *source.from_b++;
+            if (left > 1) block<kLate, 1>(tokens_map, source, rings, i + 1, exponents.y, left == 2);
+            if (loads.valid()) this->load(weights_map, loads, rings.packed.stage);
+            loads.advance(2);
+            rings.packed.advance();
+        }
+    }
+
+    __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map) const {
+        Cursor loads(this->walk, this->n), at(this->walk, this->n);
+#pragma unroll 1
+        for (u32 slot = 0; slot < kPackedStages; ++slot, loads.advance(2)) {
+            if (loads.valid()) this->load(weights_map, loads, slot);
+        }
+        Rings rings;
+#pragma unroll
+        for (u32 i = 0; i < kPieces; ++i) rings.places[i] = this->lane * kBlockK + ((this->lane % 8) ^ i) * 16;
+        for (; at.valid(); at.start(at.index + this->walk.step)) {
+            Source source;
+            if (start(source, at)) {
+                feed<true>(weights_map, tokens_map, source, rings, loads);
+            } else {
+                feed<false>(weights_map, tokens_map, source, rings, loads);
+            }
+        }
+    }
+};
+
+template <class Config>
+    requires requires { Config::kFeedUnroll; }
+struct Fp4FeedOf<Config> {
+    using type = Fp4PairFeed<Config>;
+};
