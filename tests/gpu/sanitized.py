@@ -79,7 +79,6 @@ FP4_CASES = (
     (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
     (Fp4SwappedConfig(64, 16, 3), 2),
     (Fp4SwappedConfig(128, 24, split_k=2), 2),
-    (Fp4SwappedConfig(64, 16, 3, pipelined=True), 2),
 )
 
 # With layouts of five groups: by their ends, some of them none, and by rows.
