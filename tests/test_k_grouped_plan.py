@@ -74,8 +74,6 @@ def test_configurations_that_share_something_are_refused() -> None:
             KGroupedBf16Config(**{"rows": 128, "columns": 128} | fields)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="clusters of one CTA"):
         k_grouped_config.check(GemmConfig1d1d(128, 128, cluster_rows=2))
-    with pytest.raises(ValueError, match="`half_tiles` must be False"):
-        k_grouped_config.check(GemmConfig1d1d(128, 128, ahead=1, half_tiles=True))
     with pytest.raises(ValueError, match="must have room for two stages"):
         k_grouped_plan.bf16_launch(KGroupedBf16Config(128, 128), 4, 4096, 4096, 7168, 2, 132, 65536)
 

@@ -186,8 +186,6 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
         ({"rows": 192, "columns": 128, "ahead": 1}, "`columns` must be at most 112 where `ahead` is 1"),
         ({"ahead": 1, "carry": 1}, "`carry` must be 0, 1 or 2, and 0 unless `rows` is 256"),
         ({"rows": 256, "ahead": 1, "carry": 3}, "`carry` must be 0, 1 or 2"),
-        ({"half_tiles": True}, "`half_tiles` must be False unless"),
-        ({"ahead": 2, "half_tiles": True, "cluster_rows": 2}, "`half_tiles` must be False unless"),
     ],
 )
 def test_impossible_configurations_with_scales_by_rows_are_refused(fields: dict[str, int], message: str) -> None:
@@ -219,7 +217,6 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
 NOT_CHOSEN = (
     by_config(GemmConfig1d1d(256, 128, ahead=1, carry=1), 4, True),
     by_config(GemmConfig1d1d(256, 128, ahead=1, carry=2), 2, False),
-    by_config(GemmConfig1d1d(128, 128, ahead=4, half_tiles=True), 4, True),
     by_config(GemmConfig1d1d(192, 128), 4, True),
     by_config(GemmConfig1d1d(192, 96, ahead=1), 4, True),
 )

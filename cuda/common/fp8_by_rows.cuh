@@ -84,19 +84,6 @@ struct Fp8ByRowsLoop {
                 if constexpr (kLate) output.settle(shared, lane);
             };
             const auto nothing = [] {};
-            // Of the blocks that are left, if the warpgroup's rows are of no use, in as many turns as the others take. The
-            // first ones are multiplied all the same: what is done with them is there once.
-            const auto pass_by = [&](u32& left) {
-                if constexpr (Gemm::Walk::kEndsInside) {
-                    static_assert(kWaves == 1, "rows of one wave are needed or not");
-                    if (walk.needs(corner.row + group * 64)) return;
-#pragma unroll 1
-                    for (u32 count; left > 0; left -= count) {
-                        count = left >= kAhead ? kAhead : 1;
-                        Gemm::pass_by(shared, pipe, count, group, lane);
-                    }
-                }
-            };
             if constexpr (kAhead == 1) {
                 const auto one = [&](auto before) { block(shared, sum, pipe, group, at, shift, lane, before); };
                 u32 left = walk.k_blocks;
@@ -105,7 +92,6 @@ struct Fp8ByRowsLoop {
                     if (left > 0) one(nothing), --left;
                     settle();
                 }
-                pass_by(left);
 #pragma unroll 1
                 for (; left > 0; --left) one(nothing);
             } else {
@@ -119,7 +105,6 @@ struct Fp8ByRowsLoop {
                 } else {
                     blocks(Constant<1>{}, begin, settle), --left;
                 }
-                pass_by(left);
 #pragma unroll 1
                 for (; left >= kAhead; left -= kAhead) blocks(Constant<kAhead>{}, nothing, nothing);
 #pragma unroll 1

@@ -10,7 +10,6 @@
 #include "common/barrier.cuh"
 #include "common/fp4_swapped_feed.cuh"
 #include "common/fp4_swapped_layout.cuh"
-#include "common/fp4_swapped_pipeline.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_walk.cuh"
 #include "common/split_k.cuh"
@@ -212,10 +211,9 @@ struct Sm90Fp8Fp4GemmSwapped {
     }
 
     static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
-        u32 thread = threadIdx.x;
-        const u32 warpgroup = __shfl_sync(0xffffffff, thread / 128, 0), lane = thread % 32;
+        const u32 thread = threadIdx.x, warpgroup = __shfl_sync(0xffffffff, thread / 128, 0), lane = thread % 32;
         const u32 rows = warpgroup % kRowGroups, group = warpgroup / kRowGroups;
-        u32 row = rows * 64 + thread / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
+        const u32 row = rows * 64 + thread / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
         Walk walk(shared, m, n, k);
         const u32 blocks = ceil_div(k, kBlockK) - walk.k_begin * Layout::kUnitBlocks;
         // Units are numbered through all tiles, and groups take turns: this one's next, and the tile's first.
@@ -224,31 +222,21 @@ struct Sm90Fp8Fp4GemmSwapped {
             float sum[kAccumulators];
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[i] = 0;
-            if constexpr (requires { Config::kPipelined; }) {
-                using Loop = Fp4SwappedPipeline<Sm90Fp8Fp4GemmSwapped>;
-                typename Loop::Turn turn{stage, phase};
-                Loop::run(shared, sum, next, first, first + walk.k_blocks, blocks, turn, {rows, row, column, lane});
-                stage = turn.stage, phase = turn.phase;
-                // Anew, or what the store makes of it would take registers, or memory, throughout the loop.
-                asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-                row = rows * 64 + thread / 32 % 4 * 16 + thread % 32 / 4, column = thread % 4 * 2;
-            } else {
 #pragma unroll 1
-                for (; next < first + walk.k_blocks; next += kKGroups) {
-                    const u32 count = min(Layout::kUnitBlocks, blocks - (next - first) * Layout::kUnitBlocks);
-                    shared.full(stage).wait(phase);
-                    const Weights weights{shared.weights(stage) + row * 128 + column, lane / 4 * 16};
-                    if (kPairs && count == 2 && shared.together(stage, 0)[rows] && shared.together(stage, 1)[rows]) {
-                        multiply_pair(sum, weights, Block(shared, stage, 0, row, column), Block(shared, stage, 1, row, column));
-                    } else {
+            for (; next < first + walk.k_blocks; next += kKGroups) {
+                const u32 count = min(Layout::kUnitBlocks, blocks - (next - first) * Layout::kUnitBlocks);
+                shared.full(stage).wait(phase);
+                const Weights weights{shared.weights(stage) + row * 128 + column, lane / 4 * 16};
+                if (kPairs && count == 2 && shared.together(stage, 0)[rows] && shared.together(stage, 1)[rows]) {
+                    multiply_pair(sum, weights, Block(shared, stage, 0, row, column), Block(shared, stage, 1, row, column));
+                } else {
 #pragma unroll 1
-                        for (u32 j = 0; j < count; ++j)
-                            multiply(sum, weights, j, Block(shared, stage, j, row, column), shared.together(stage, j)[rows]);
-                    }
-                    arrive_warp(shared.empty(stage), lane);
-                    stage += kKGroups;
-                    if (stage >= kStages) stage -= kStages, phase ^= 1;
+                    for (u32 j = 0; j < count; ++j)
+                        multiply(sum, weights, j, Block(shared, stage, j, row, column), shared.together(stage, j)[rows]);
                 }
+                arrive_warp(shared.empty(stage), lane);
+                stage += kKGroups;
+                if (stage >= kStages) stage -= kStages, phase ^= 1;
             }
             first += walk.k_blocks;
             const Tile corner = walk.corner(index);

@@ -3,7 +3,6 @@
 #include "common/fp8_by_rows.cuh"
 #include "common/fp8_carry.cuh"
 #include "common/fp8_gemm.cuh"
-#include "common/half_tile_walk.cuh"
 #include "common/scales_1d1d.cuh"
 
 template <class Config>

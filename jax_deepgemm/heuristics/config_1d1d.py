@@ -19,7 +19,6 @@ class GemmConfig1d1d(GemmConfig):
     """
 
     carry: int = 0  # of 256 rows, blocks of K in straight code, each reading the next one's scales; 0: none does
-    half_tiles: bool = False  # of 128 rows, half of which may lie beyond M: these are not multiplied
 
     LEAST_AHEAD: ClassVar[int] = 1
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 128, 256: 128}
@@ -32,11 +31,6 @@ class GemmConfig1d1d(GemmConfig):
             raise ValueError(f"`columns` must be at most {most} where `ahead` is 1, got {self}")
         if self.carry not in (0, 1, 2) or (self.carry and (self.rows, self.ahead) != (256, 1)):
             raise ValueError(f"`carry` must be 0, 1 or 2, and 0 unless `rows` is 256 and `ahead` 1, got {self}")
-        alone = self.ahead and self.rows == 128 and self.cluster == 1
-        if self.half_tiles and not alone:
-            raise ValueError(
-                f"`half_tiles` must be False unless `rows` is 128, `ahead` positive, no cluster, got {self}"
-            )
         super().__post_init__()
 
     def store(self, out_bytes: int, smem_bytes: int) -> Store:

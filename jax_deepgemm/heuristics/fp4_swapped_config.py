@@ -12,8 +12,6 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
 UNIT_BLOCKS = 2  # of K in a stage: 128 bytes of a row of weights
 MAX_STAGES = 32
 MAX_WARPGROUPS = 4
-PIPELINED_COLUMNS = ((160, 64), (128, 32), (96, 16))
-"""Registers of a thread, and the columns for which they do where a block is decoded while another is multiplied."""
 
 
 class SwappedLayout(NamedTuple):
@@ -36,7 +34,6 @@ class Fp4SwappedConfig:
     split_k: int = 1  # CTAs of a cluster that split K
     group: int = 8  # row tiles walked together, for L2
     scale_warps: int = 1  # that write the scales of the same 64 rows in turns
-    pipelined: bool = False  # a block is decoded while the one before is multiplied
 
     def __post_init__(self) -> None:
         for name in ("split_k", "k_groups", "group", "scale_warps"):
@@ -47,11 +44,6 @@ class Fp4SwappedConfig:
         most = 48 if self.rows == 256 else 64 if self.warpgroups > 2 else 128  # as registers allow
         if self.columns % 8 or not 0 < self.columns <= most:
             raise ValueError(f"`columns` must be a multiple of 8 up to {most}, got {self}")
-        most = next((c for r, c in PIPELINED_COLUMNS if self.registers >= r), 0)
-        if self.pipelined and self.columns > most:
-            raise ValueError(
-                f"`columns` must be at most {most} where `pipelined` is True, as registers allow, got {self}"
-            )
         if self.split_k > 8:
             raise ValueError(f"`split_k` must be at most 8, got {self.split_k}")
 
@@ -70,11 +62,6 @@ class Fp4SwappedConfig:
     @property
     def warpgroups(self) -> int:
         return self.rows // 64 * self.k_groups
-
-    @property
-    def registers(self) -> int:
-        """Of a thread: they are handed out to four warps at once, eight a thread."""
-        return 65536 // align(self.threads, 128) // 8 * 8
 
     @property
     def threads(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
-from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 MOST_GROUPS = 1024  # whose table has room beside two stages, and is soon sorted
@@ -30,8 +29,6 @@ def check(config: GemmConfig) -> None:
     """Tiles differ in K, so no two of them share anything but their operands' cache lines."""
     if config.swap or config.cluster > 1 or config.stage_blocks > 1:
         raise ValueError(f"`swap` must be False, clusters of one CTA and stages of one block of K, got {config}")
-    if isinstance(config, GemmConfig1d1d) and config.half_tiles:
-        raise ValueError(f"`half_tiles` must be False, got {config}")
 
 
 def table_bytes(groups: int) -> int:

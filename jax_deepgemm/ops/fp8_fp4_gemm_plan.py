@@ -192,6 +192,5 @@ def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, sme
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
         ("Scales", scales.name),
-        *([("kPipelined", True)] if tile.pipelined else []),
     )
     return Parts("_swapped", arguments, tile.threads, shared_memory, tile.rows, ())

@@ -65,12 +65,9 @@ def problem_of(
     return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
-def switches(tile: GemmConfig) -> tuple[tuple[str, int | bool], ...]:
+def switches(tile: GemmConfig) -> tuple[tuple[str, int], ...]:
     """Template arguments that a kernel has only where they are not the default."""
-    if not isinstance(tile, GemmConfig1d1d):
-        return ()
-    given = (("kCarry", tile.carry), ("kHalfTiles", tile.half_tiles))
-    return tuple(switch for switch in given if switch[1])
+    return (("kCarry", tile.carry),) if isinstance(tile, GemmConfig1d1d) and tile.carry else ()
 
 
 def launch(

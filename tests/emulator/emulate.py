@@ -69,9 +69,6 @@ _REPLACED: dict[str, tuple[tuple[str, str], ...]] = {
             "*reinterpret_cast<uint4*>(emu::dynamic_shared() + address) = x;",
         ),
     ),
-    "kernels/sm90_fp8_fp4_gemm_swapped.cuh": (
-        (r'asm volatile\("mov.u32 %0, %%tid.x;"[^;]*;', "thread = threadIdx.x;"),
-    ),
     "common/gemm_epilogue.cuh": (
         (
             r'asm volatile\("stmatrix.*?: "memory"\);',

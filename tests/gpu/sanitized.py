@@ -64,7 +64,6 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2, BF16),
     (GemmConfig1d1d(128, 64, ahead=2), 2, F32),
     (GemmConfig1d1d(256, 64, ahead=1, carry=1), 2, F32),
-    (GemmConfig1d1d(128, 64, ahead=2, half_tiles=True), 2, F32),
     (GemmConfig1d1d(64, 96), 2, BF16),
     (GemmConfig1d1d(64, 48, split_k=3), 3, F32),
     (Bf16GemmConfig(128, 48, stage_blocks=2), 2, F32),
@@ -80,7 +79,6 @@ FP4_CASES = (
     (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
     (Fp4SwappedConfig(64, 16, 3), 2),
     (Fp4SwappedConfig(128, 24, split_k=2), 2),
-    (Fp4SwappedConfig(64, 16, 3, pipelined=True), 2),
 )
 
 # With layouts of five groups: by their ends, some of them none, and by rows.

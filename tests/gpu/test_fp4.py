@@ -46,18 +46,13 @@ CONFIGS = (
     Fp4SwappedConfig(128, 128),
     Fp4SwappedConfig(192, 64, scale_warps=2),
     Fp4SwappedConfig(256, 16, split_k=4),
-    Fp4SwappedConfig(64, 16, 4, scale_warps=3, pipelined=True),
-    Fp4SwappedConfig(64, 64, 2, split_k=2, pipelined=True),
-    Fp4SwappedConfig(128, 64, pipelined=True),
-    Fp4SwappedConfig(192, 24, split_k=3, pipelined=True),
 )
 
 
 def described(config):
     """A pytest id."""
     if isinstance(config, Fp4SwappedConfig):
-        named = f"{config.rows}x{config.columns}-swap-groups{config.k_groups}-split{config.split_k}"
-        return named + "-pipelined" * config.pipelined
+        return f"{config.rows}x{config.columns}-swap-groups{config.k_groups}-split{config.split_k}"
     return (
         name(config)
         + "-late" * bool(config and config.tile_scales)
