@@ -21,6 +21,7 @@ UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
 LARGE_WEIGHTS = 20e6  # elements of a group's, beyond which tiles of 256 rows read them less often
+MANY_ROWS = 2048  # of a group, beyond which what a tile of 256 has beyond them is little
 
 
 @functools.lru_cache(maxsize=4096)
@@ -51,7 +52,7 @@ def ranked(
 def _measured(rows: int, expected: bool, weights: int) -> GemmConfig | None:
     """What was fastest on an H100 for so many rows, where the model does not see it."""
     if rows > 256:
-        return GemmConfig(256 if weights > LARGE_WEIGHTS else 192, 128)
+        return GemmConfig(256 if weights > LARGE_WEIGHTS or rows > MANY_ROWS else 192, 128)
     if rows > 128:
         return GemmConfig(128, 128, ahead=2)
     if expected and 16 < rows <= 24:
