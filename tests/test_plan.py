@@ -184,8 +184,6 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
         ({"rows": 256, "ahead": 2}, "`ahead` must be 0"),
         ({"columns": 144, "ahead": 2}, "more than there are registers"),
         ({"rows": 192, "columns": 128, "ahead": 1}, "`columns` must be at most 112 where `ahead` is 1"),
-        ({"ahead": 1, "carry": 1}, "`carry` must be 0, 1 or 2, and 0 unless `rows` is 256"),
-        ({"rows": 256, "ahead": 1, "carry": 3}, "`carry` must be 0, 1 or 2"),
     ],
 )
 def test_impossible_configurations_with_scales_by_rows_are_refused(fields: dict[str, int], message: str) -> None:
@@ -198,14 +196,6 @@ def by_config(config: GemmConfig1d1d, out_bytes: int, has_c: bool) -> Launch:
     return fp8_gemm_plan.launch(config, *sizes, has_c=has_c)
 
 
-def test_c_comes_in_boxes_of_a_wave_where_scales_are_carried() -> None:
-    """Of 16 KB, three to a stage, so that one stage of four is left for the next tile."""
-    c_map = by_config(GemmConfig1d1d(256, 128, ahead=1, carry=1), 4, True).arguments[2]
-    assert isinstance(c_map, TensorMap) and c_map.box == (32, 128)
-    with pytest.raises(ValueError, match="`carry` must be 0 where the result does not leave through the ring"):
-        by_config(GemmConfig1d1d(256, 80, ahead=1, carry=1), 4, True)
-
-
 # --- against the kernel's source -----------------------------------------------------------------------------------
 
 
@@ -215,8 +205,6 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
 
 # By `config` alone: the heuristics do not choose them.
 NOT_CHOSEN = (
-    by_config(GemmConfig1d1d(256, 128, ahead=1, carry=1), 4, True),
-    by_config(GemmConfig1d1d(256, 128, ahead=1, carry=2), 2, False),
     by_config(GemmConfig1d1d(192, 128), 4, True),
     by_config(GemmConfig1d1d(192, 96, ahead=1), 4, True),
 )
