@@ -7,26 +7,24 @@ from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
 
-MOST_COLUMNS_ALONE = {64: 160, 128: 160, 192: 112, 256: 128}
-"""By rows, of a block whose scales are all in registers beside sums and product."""
+MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmConfig1d1d(GemmConfig):
     """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows.
 
-    Here `ahead` may be 1, also with 256 rows: blocks of K one by one, scales read before the product is issued.
+    Here `ahead` may be 1, also with 192 and 256 rows: blocks of K one by one, scales read before the product is issued.
     """
 
     LEAST_AHEAD: ClassVar[int] = 1
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 128, 256: 128}
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 96, 256: 128}
 
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        most = MOST_COLUMNS_ALONE.get(self.rows, 0)
-        if self.ahead == 1 and self.columns > most > 0:
-            raise ValueError(f"`columns` must be at most {most} where `ahead` is 1, got {self}")
+        if self.ahead == 1 and self.columns > MOST_COLUMNS_ALONE:
+            raise ValueError(f"`columns` must be at most {MOST_COLUMNS_ALONE} where `ahead` is 1, got {self}")
         super().__post_init__()
 
     def store(self, out_bytes: int, smem_bytes: int) -> Store:

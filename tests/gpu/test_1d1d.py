@@ -41,7 +41,6 @@ CONFIGURATIONS = (
     GemmConfig1d1d(128, 128, ahead=4),
     GemmConfig1d1d(256, 128, ahead=1),
     GemmConfig1d1d(192, 96, ahead=1),
-    GemmConfig1d1d(192, 128),
     GemmConfig1d1d(256, 64),
     GemmConfig1d1d(256, 128),
     GemmConfig1d1d(64, 64, split_k=2),
