@@ -105,18 +105,6 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
     check_resources(golden.kernels(), threads_and_pool)
 
 
-def test_kernels_that_carry_scales_use_no_local_memory() -> None:
-    """By `config` alone. Of two waves, C is added by the L2 cache, or comes in boxes of a wave."""
-    problem = 4, 4096, 7168, 32768
-    launches = [
-        k_grouped_plan.fp8_launch(
-            GemmConfig1d1d(256, 128, ahead=1, carry=carry), *problem, out_bytes, 132, 220000, has_c=True
-        )
-        for carry, out_bytes in ((1, 4), (2, 2))
-    ]
-    check_resources([x.kernel for x in launches], lambda _: (384, 232 * 256 + 40 * 128))
-
-
 def test_kernels_of_the_cast_use_no_local_memory() -> None:
     dtypes = (ml_dtypes.bfloat16, np.float16, np.float32)
     launches = [cast(s, 3, d, u) for s, d, u in itertools.product(((1000, 520), (77, 33)), dtypes, (False, True))]

@@ -26,9 +26,6 @@ template <class Config, class Scaling>
 struct Fp8ByRowsLoop;  // fp8_by_rows.cuh
 
 template <class Config, class Scaling>
-struct Fp8CarryLoop;  // fp8_carry.cuh
-
-template <class Config, class Scaling>
 struct Fp8Gemm {
     using Settings = Config;
     using Operands = typename Scaling::Operands;
@@ -101,12 +98,11 @@ struct Fp8Gemm {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                full.arrive_expect_bytes(count * Layout::out_box_rows() * 128);
+                full.arrive_expect_bytes(count * Layout::kRowsBytes);
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     load_result_box(corner, shared.out_box(pipe.stage, j), c_map, full,
-                                    corner.column + (box + j) / Layout::out_boxes_down() * Layout::kOutBoxColumns,
-                                    corner.row + (box + j) % Layout::out_boxes_down() * Layout::out_box_rows(), policy);
+                                    corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
                 }
             }
         }
@@ -409,9 +405,7 @@ struct Fp8Gemm {
             if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<(kGroups == 2 ? 232 : kFew ? 160 : 152)>();
-            if constexpr (requires { Config::kCarry; }) {
-                Fp8CarryLoop<Config, Scaling>::compute(shared, d_map, m, n, k);
-            } else if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
+            if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
                 Fp8ByRowsLoop<Config, Scaling>::compute(shared, d_map, c, m, n, k);
             } else if constexpr (Config::kAhead > 0) {
                 Fp8Runs<Config, Scaling>::compute(shared, d_map, c, d, m, n, k);

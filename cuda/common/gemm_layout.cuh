@@ -39,11 +39,6 @@ struct PlainBf16 {
 
 template <class Config, class Operands = ScaledFp8<Config>>
 struct SharedLayout {
-    // Functions: a constant of a class is in the cubin of every kernel that has the class.
-    static constexpr bool out_by_waves() { return requires { Config::kCarry; }; }
-    static constexpr u32 out_boxes_down() { return out_by_waves() ? Config::kWaves : 1; }
-    static constexpr u32 out_box_rows() { return Config::kRows / out_boxes_down(); }
-
     static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns;
     static constexpr u32 kTileM = Config::kSwap ? kColumns : kRows, kTileN = Config::kSwap ? kRows : kColumns;
     static constexpr bool kStoreByTma = !Config::kSwap && Config::kSplitK == 1;
@@ -64,10 +59,10 @@ struct SharedLayout {
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // Without buffers of its own, the result leaves by the ring of tiles: C, if there is one, comes into stages behind
-    // the blocks of K, in boxes of 128 bytes of columns by all rows (kCarry: those of a wave), and D takes its place.
+    // the blocks of K, in boxes of all rows and 128 bytes of columns, and D takes its place.
     static constexpr bool kOutByRing = kStoreByTma && Config::kStoreBuffers == 0;
-    static constexpr u32 kOutBoxColumns = 128 / kOutBytes, kOutBoxes = kColumns / kOutBoxColumns * out_boxes_down();
-    static constexpr u32 kOutBoxesPerStage = Config::kStageBlocks * kBlockBytes / (out_box_rows() * 128);
+    static constexpr u32 kOutBoxColumns = 128 / kOutBytes, kOutBoxes = kColumns / kOutBoxColumns;
+    static constexpr u32 kOutBoxesPerStage = Config::kStageBlocks * kBlockBytes / kRowsBytes;
     static constexpr u32 kOutStages = kOutByRing ? ceil_div(kOutBoxes, kOutBoxesPerStage) : 0;
     // In two waves C and D take all stages, and nothing loads meanwhile. Where K is long enough, the L2 cache adds as fast.
     static constexpr bool kAddsInL2 = requires { Config::kKGrouped; } && kOutByRing && Config::kHasC &&
@@ -102,7 +97,7 @@ struct SharedMemory {
     __device__ __forceinline__ u8* rows(u32 block) const { return base + block * Layout::kBlockBytes; }
     __device__ __forceinline__ u8* columns(u32 block) const { return rows(block) + Layout::kRowsBytes; }
     __device__ __forceinline__ u8* out_box(u32 stage, u32 box) const {
-        return rows(stage * Config::kStageBlocks) + box * Layout::out_box_rows() * 128;
+        return rows(stage * Config::kStageBlocks) + box * Layout::kRowsBytes;
     }
     __device__ __forceinline__ u8* epilogue() const { return base + Layout::kEpilogue; }
     __device__ __forceinline__ float* scales_a(u32 block) const {

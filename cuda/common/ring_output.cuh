@@ -40,7 +40,7 @@ struct RingOutput {
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves;
     static constexpr u32 kAccumulators = Config::kColumns / 2, kGroupsInBox = Layout::kOutBoxColumns / 8;
 
-    typename Gemm::Pipeline out;  // the tile's first stage of C and D that has not been given back
+    typename Gemm::Pipeline out;  // the tile's first stage of C and D
     bool owes = false;            // whether its stages have to be given back
 
     // A row of a box is 128 bytes, swizzled. Of FP32, eight columns are 32 of them, and the rows 2 i and 2 i + 1 would meet
@@ -56,16 +56,13 @@ struct RingOutput {
         }
     }
 
-    static constexpr u32 waves_in_box() { return kWaves / Layout::out_boxes_down(); }
-    static constexpr u32 first_wave(u32 box) { return box % Layout::out_boxes_down() * waves_in_box(); }
-
     // f(element, values): the two neighbours in box `kBox` of the result's columns, for each pair of this thread.
     template <u32 kBox, class F>
     static __device__ __forceinline__ void each_pair(u8* box, float (&sum)[kWaves][kAccumulators], u32 group, u32 warp,
                                                      u32 lane, F f) {
         const u32 key = lane / 4 ^ (kSwaps ? lane / 4 % 2 * 4 : 0);
 #pragma unroll
-        for (u32 w = 0; w < waves_in_box(); ++w) {
+        for (u32 w = 0; w < kWaves; ++w) {
             const u32 row = (w * kGroups + group) * 64 + warp * 16 + lane / 4;
 #pragma unroll
             for (u32 i = 0; i < kGroupsInBox; ++i) {
@@ -73,7 +70,7 @@ struct RingOutput {
                                       : (i ^ key) * 16 + lane % 4 * 4;
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
-                    float* const v = &sum[first_wave(kBox) + w][(kBox / Layout::out_boxes_down() * kGroupsInBox + i) * 4 + 2 * half];
+                    float* const v = &sum[w][(kBox * kGroupsInBox + i) * 4 + 2 * half];
                     f(reinterpret_cast<Pair*>(box + (row + 8 * half) * 128 + at), v);
                 }
             }
@@ -87,8 +84,7 @@ struct RingOutput {
         for (u32 i = 0; i < Layout::kOutStages; ++i) pipe.advance();
     }
 
-    // Each warp adds to and stores its own 16 rows. The stages are owed until TMA has read them; where boxes are of one wave each but
-    // the last is given back here, when the next one's result has been handed to TMA.
+    // Each warp adds to and stores its own 16 rows. The stages are owed until TMA has read them.
     template <class Corner>
     __device__ __forceinline__ void finish(const Shared& shared, float (&sum)[kWaves][kAccumulators],
                                            const TensorMap& d_map, Corner corner, u32 group, u32 warp, u32 lane) {
@@ -117,27 +113,20 @@ struct RingOutput {
 #pragma unroll
                 for (u32 j = 0; j < kBoxes; ++j) {
 #pragma unroll
-                    for (u32 w = 0; w < waves_in_box(); ++w) {
+                    for (u32 w = 0; w < kWaves; ++w) {
                         const u32 row = (w * kGroups + group) * 64 + warp * 16;
                         const u8* const from = shared.out_box(pipe.stage, j) + row * 128;
-                        const u32 column =
-                            corner.column + (kFirst + j) / Layout::out_boxes_down() * Layout::kOutBoxColumns;
-                        const u32 to = corner.row + first_wave(kFirst + j) * kGroups * 64 + row;
+                        const u32 column = corner.column + (kFirst + j) * Layout::kOutBoxColumns;
                         if constexpr (Layout::kAddsInL2) {
-                            add_result_box(corner, d_map, from, column, to);
+                            add_result_box(corner, d_map, from, column, corner.row + row);
                         } else if constexpr (Config::kHasC) {  // a sum that grows is read again much later
-                            store_result_box(corner, d_map, from, column, to, l2_evict_first());
+                            store_result_box(corner, d_map, from, column, corner.row + row, l2_evict_first());
                         } else {
-                            store_result_box(corner, d_map, from, column, to);
+                            store_result_box(corner, d_map, from, column, corner.row + row);
                         }
                     }
                 }
                 tma_store_commit();
-            }
-            if constexpr (Layout::out_by_waves() && stage.value > 0) {
-                if (lane == 0) tma_store_wait_read<1>();
-                Gemm::release(shared, out.stage, lane);
-                out.advance();
             }
             pipe.advance();
         });
@@ -149,7 +138,7 @@ struct RingOutput {
         u32 stage = out.stage;
         if (lane == 0) tma_store_wait_read<0>();
 #pragma unroll
-        for (u32 i = Layout::out_by_waves() ? Layout::kOutStages - 1 : 0; i < Layout::kOutStages; ++i) {
+        for (u32 i = 0; i < Layout::kOutStages; ++i) {
             Gemm::release(shared, stage, lane);
             if (++stage == Config::kStages) stage = 0;
         }

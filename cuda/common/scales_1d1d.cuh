@@ -22,9 +22,7 @@ struct Scales1d1d {
     static constexpr u32 kRoom = kMost > 2 ? kMost : 2;
     // Of a tile in two waves those that stay are good for both; all of them would spill.
     static constexpr bool kStay = Config::kAhead == 1 && Config::kWaves == 2;
-    static constexpr u32 kFoursAhead = kStay && kFours > 7                                                           ? 7
-                                       : (Config::kAhead == 1 && Config::kMathGroups < 3) || kRoom > kFours ? kFours
-                                                                                                                : kRoom;
+    static constexpr u32 kFoursAhead = kStay && kFours > 7 ? 7 : Config::kAhead == 1 || kRoom > kFours ? kFours : kRoom;
     static constexpr bool kReadsLate = !kAllAhead && kFoursAhead < kFours;
 
     // Of groups along K one without rows has a block beyond K.

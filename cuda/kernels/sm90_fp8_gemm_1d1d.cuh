@@ -1,7 +1,6 @@
 // D[M, N] = A[M, K] B[N, K]^T (+ C) in FP8 (e4m3), A and B scaled per row and 128 of K. Hopper.
 #pragma once
 #include "common/fp8_by_rows.cuh"
-#include "common/fp8_carry.cuh"
 #include "common/fp8_gemm.cuh"
 #include "common/scales_1d1d.cuh"
 

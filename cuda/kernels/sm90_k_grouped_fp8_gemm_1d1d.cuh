@@ -2,7 +2,6 @@
 // are scaled per row and block of 128 of K. Hopper.
 #pragma once
 #include "common/fp8_by_rows.cuh"
-#include "common/fp8_carry.cuh"
 #include "common/fp8_gemm.cuh"
 #include "common/k_group_walk.cuh"
 #include "common/scales_1d1d.cuh"

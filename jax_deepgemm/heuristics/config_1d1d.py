@@ -7,50 +7,34 @@ from typing import ClassVar
 
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, align, ceil_div
 
-MOST_COLUMNS_ALONE = {64: 160, 128: 160, 192: 112, 256: 128}
-"""By rows, of a block whose scales are all in registers beside sums and product."""
+MOST_COLUMNS_ALONE = 160  # of a block whose scales are all in registers beside sums and product
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmConfig1d1d(GemmConfig):
     """`GemmConfig` of a kernel that scales each accumulator by a product of its own: M lies along wgmma's rows.
 
-    Here `ahead` may be 1, also with 256 rows: blocks of K one by one, scales read before the product is issued.
+    Here `ahead` may be 1, also with 192 and 256 rows: blocks of K one by one, scales read before the product is issued.
     """
 
-    carry: int = 0  # of 256 rows, blocks of K in straight code, each reading the next one's scales; 0: none does
-
     LEAST_AHEAD: ClassVar[int] = 1
-    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 128, 256: 128}
+    MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 192: 96, 256: 128}
 
     def __post_init__(self) -> None:
         if self.swap:
             raise ValueError(f"`swap` must be False, got {self}")
-        most = MOST_COLUMNS_ALONE.get(self.rows, 0)
-        if self.ahead == 1 and self.columns > most > 0:
-            raise ValueError(f"`columns` must be at most {most} where `ahead` is 1, got {self}")
-        if self.carry not in (0, 1, 2) or (self.carry and (self.rows, self.ahead) != (256, 1)):
-            raise ValueError(f"`carry` must be 0, 1 or 2, and 0 unless `rows` is 256 and `ahead` 1, got {self}")
+        if self.ahead == 1 and self.columns > MOST_COLUMNS_ALONE:
+            raise ValueError(f"`columns` must be at most {MOST_COLUMNS_ALONE} where `ahead` is 1, got {self}")
         super().__post_init__()
 
     def store(self, out_bytes: int, smem_bytes: int) -> Store:
         """Through the ring of stages, without buffers, where whole boxes of 128 bytes do; else as `GemmConfig`."""
         boxes, rest = divmod(self.columns * out_bytes, 128)
-        in_stage = self.stage_blocks * (self.rows + self.columns) // self.box_rows
-        boxes *= self.rows // self.box_rows
+        in_stage = self.stage_blocks * (self.rows + self.columns) // self.rows
         needed = ceil_div(boxes, in_stage) + (2 if self.ahead and self.waves == 1 else 0)
         if self.stores_by_tma and not rest and self._stages(0, smem_bytes) >= needed:
             return Store(128, 0)
-        if self.carry:
-            raise ValueError(
-                f"`carry` must be 0 where the result does not leave through the ring of stages, got {self}"
-            )
         return super().store(out_bytes, smem_bytes)
-
-    @property
-    def box_rows(self) -> int:
-        """Of a box in which C comes through the ring of stages."""
-        return self.rows // self.waves if self.carry else self.rows
 
     @property
     def most_registers(self) -> int:

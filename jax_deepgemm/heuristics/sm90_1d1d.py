@@ -16,10 +16,10 @@ from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 # A block of K, in microseconds: the same for any tile, and for each column. By rows of the tile; in runs, one by one,
 # as with 1D2D; and from the last product of a tile to the first of the next, for 128 x 128.
 RUN_US = {64: (0.2, 0.0011), 128: (0.15, 0.0029)}
-ONE_US = {64: (0.17, 0.0018), 128: (0.105, 0.0036), 256: (0.25, 0.0056)}
+ONE_US = {64: (0.17, 0.0018), 128: (0.105, 0.0036), 192: (0.26, 0.004), 256: (0.25, 0.0056)}
 ALONE_US = (0.25, 0.0035)
 WIDE_US = (0.25, 0.0026)  # alone, beyond the columns that leave registers for the others
-BORDER_US = {"run": 2.9, "one": 1.8, "wide": 2.8, "waves": 4.0, "alone": 3.6}
+BORDER_US = {"run": 2.9, "one": 1.8, "wide": 2.8, "waves": 4.0, "three": 3.1, "alone": 3.6}
 SPLIT_US = 4.4  # the partial tiles' exchange
 SPLIT_STORE_US = 1.2  # the same, for a tile of 128 x 128
 LAUNCH_US = 3.0
@@ -55,6 +55,7 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig1d1d]
                 if blocks >= 2 * split and split <= num_sms and tiles <= resident_clusters(split, num_sms):
                     yield GemmConfig1d1d(rows, columns, split_k=split)
     if m > 128:
+        yield GemmConfig1d1d(192, 96, ahead=1)
         yield GemmConfig1d1d(256, 128, ahead=1)
 
 
@@ -66,7 +67,10 @@ def estimate_us(c: GemmConfig1d1d, m: int, n: int, k: int, out_bytes: int, num_s
     area = c.rows * c.columns / (128 * 128)
     if c.ahead:
         once, column = (ONE_US if c.ahead == 1 else RUN_US)[c.rows]
-        kind = "run" if c.ahead > 1 else "waves" if c.waves > 1 else "wide" if c.columns > 128 else "one"
+        if c.rows > 128:
+            kind = "waves" if c.waves > 1 else "three"
+        else:
+            kind = "run" if c.ahead > 1 else "wide" if c.columns > 128 else "one"
     else:
         once, column = WIDE_US if c.columns > 128 else ALONE_US
         kind = "alone"

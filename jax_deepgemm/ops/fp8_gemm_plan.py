@@ -65,11 +65,6 @@ def problem_of(
     return m, n, k, out_bytes, min(target.num_sms, config.num_sms or target.num_sms), target.smem_bytes
 
 
-def switches(tile: GemmConfig) -> tuple[tuple[str, int], ...]:
-    """Template arguments that a kernel has only where they are not the default."""
-    return (("kCarry", tile.carry),) if isinstance(tile, GemmConfig1d1d) and tile.carry else ()
-
-
 def launch(
     tile: GemmConfig,
     m: int,
@@ -94,7 +89,6 @@ def launch(
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kUnroll", 1 if by_row else sm90.unroll(tile, m)),
-        *switches(tile),
     )
     if splits is not None:
         splits.check(tile, out_bytes, smem_bytes)
@@ -109,8 +103,7 @@ def launch(
         return TensorMap(buffer, "float8_e4m3fn", (k, extent[buffer]), (k,), (BLOCK_K, box), swizzle=128)
 
     d_map = store_map(d, m, width, out_bytes, store)
-    box_rows = tile.box_rows if by_row else tile.rows
-    c_map = output_map(c, m, n, out_bytes, (128 // out_bytes, box_rows), 128) if has_c else d_map
+    c_map = output_map(c, m, n, out_bytes, (128 // out_bytes, tile.rows), 128) if has_c else d_map
     return Launch(
         kernel=Kernel("sm90_fp8_gemm_1d1d" if by_row else "sm90_fp8_gemm_1d2d", arguments),
         grid=(grid_size(tile, m, n, num_sms), 1, 1),

@@ -12,7 +12,6 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
 from jax_deepgemm.heuristics.k_grouped_config import MOST_GROUPS, KGroupedBf16Config, table_bytes
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
-from jax_deepgemm.ops.fp8_gemm_plan import switches
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, template
 
 if TYPE_CHECKING:
@@ -156,7 +155,6 @@ def fp8_launch(
         ("kScaleN", 1),
         ("kAhead", tile.ahead),
         ("kUnroll", 1),
-        *switches(tile),
     )
     a, a_scale, b, b_scale, ks, c = range(6)
     d = 6 if has_c else 5
@@ -165,7 +163,7 @@ def fp8_launch(
         return TensorMap(buffer, "float8_e4m3fn", (k, size), (k,), (BLOCK_K, box), swizzle=128)
 
     d_map = results_map(d, groups, m, n, out_bytes, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
-    c_map = results_map(c, groups, m, n, out_bytes, (128 // out_bytes, tile.box_rows), 128) if has_c else d_map
+    c_map = results_map(c, groups, m, n, out_bytes, (128 // out_bytes, tile.rows), 128) if has_c else d_map
     return Launch(
         kernel=Kernel("sm90_k_grouped_fp8_gemm_1d1d", replaced(arguments, kReadBOnce=False)),
         grid=(grid_size(tile, groups, m, n, num_sms), 1, 1),

@@ -63,7 +63,6 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
     (GemmConfig(64, 16, swap=True, cluster_rows=2), 2, BF16),
     (GemmConfig(64, 8, swap=True, split_k=2, stage_blocks=2), 2, BF16),
     (GemmConfig1d1d(128, 64, ahead=2), 2, F32),
-    (GemmConfig1d1d(256, 64, ahead=1, carry=1), 2, F32),
     (GemmConfig1d1d(64, 96), 2, BF16),
     (GemmConfig1d1d(64, 48, split_k=3), 3, F32),
     (Bf16GemmConfig(128, 48, stage_blocks=2), 2, F32),
