@@ -94,13 +94,14 @@ struct Fp4PairFeed : Fp4Feed<Config> {
     }
 
     // A row of exponents has room for a multiple of four.
-    __device__ __forceinline__ bool start(Source& source, const Cursor& at) const {
-        const Raw* const exponents = this->scales_of(at, at.n0 + this->row(), 0);
-        source.m0 = at.m0;
-        source.from_a = this->scales_a + at.m0 + this->thread;
+    __device__ __forceinline__ bool start(Source& source, Tile corner, u32 of_group) const {
+        const u32 weights = of_group + min(corner.column + row(), this->n - 1);
+        const Raw* const exponents = this->scales_b + static_cast<u64>(weights) * this->row_scales;
+        source.m0 = corner.row;
+        source.from_a = this->scales_a + source.m0 + this->thread;
         source.from_b = reinterpret_cast<const uint2*>(exponents);
 #pragma unroll
-        for (u32 s = 0; s < kScalesA; ++s) source.has[s] = at.m0 + this->thread + s * kThreads < this->m;
+        for (u32 s = 0; s < kScalesA; ++s) source.has[s] = source.m0 + this->thread + s * kThreads < this->m;
         read_a(source);
         source.b = *source.from_b++;
         source.tile = range(exponents);
@@ -174,7 +175,7 @@ struct Fp4PairFeed : Fp4Feed<Config> {
     }
 
     __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map) const {
-        Cursor loads(this->walk, this->n), at(this->walk, this->n);
+        Cursor loads(this->walk, this->n);
 #pragma unroll 1
         for (u32 slot = 0; slot < kPackedStages; ++slot, loads.advance(2)) {
             if (loads.valid()) this->load(weights_map, loads, slot);
@@ -182,9 +183,11 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         Rings rings;
 #pragma unroll
         for (u32 i = 0; i < kPieces; ++i) rings.places[i] = this->lane * kBlockK + ((this->lane % 8) ^ i) * 16;
-        for (; at.valid(); at.start(at.index + this->walk.step)) {
+        typename Feed::Walk::OwnPace walk = this->walk;
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
             Source source;
-            if (start(source, at)) {
+            if (start(source, corner, walk.columns_at(0, this->n))) {
                 feed<true>(weights_map, tokens_map, source, rings, loads);
             } else {
                 feed<false>(weights_map, tokens_map, source, rings, loads);
