@@ -1,5 +1,5 @@
 // The math warpgroups' way through a tile all of whose scales of B are left for its end: what the FP8 GEMM does where each
-// row of A has a scale and B has none. No turns: kUnroll blocks of K in straight code keep two warpgroups out of step.
+// row of A has a scale and B has none. No turns.
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
@@ -49,22 +49,18 @@ struct Fp4LateLoop {
     }
 
     // All blocks of a tile, of which the first is there. `ring`: `wgmma_tile` of the ring's first tile.
-    template <u32 kUnroll>
     static __device__ __forceinline__ void run(const Shared& shared, float (&sum)[kWaves][kAccumulators],
                                                typename Gemm::Pipeline& pipe, u32 ring, u32 k_blocks, u32 group,
                                                Fragment at, u32 lane) {
         bool landed = true;
         u32 last, tiles = ring + pipe.stage * (Layout::kBlockBytes / 16);
-        const auto next = [&](u32 left) {  // whether it was the last
+#pragma unroll 1
+        for (u32 left = k_blocks;; --left) {
             block(shared, sum, pipe, tiles, group, at, lane, landed, left > 1);
             last = pipe.stage;
             pipe.advance();
             tiles = pipe.stage == 0 ? ring : tiles + Layout::kBlockBytes / 16;
-            return left == 1;
-        };
-#pragma unroll 1
-        for (u32 left = k_blocks;; left -= kUnroll) {
-            if (next(left) || (kUnroll == 2 && next(left - 1))) break;
+            if (left == 1) break;
         }
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) Gemm::scale_by_b(shared, sum[w], last, at.column);

@@ -23,6 +23,10 @@ struct Fp4Layout : SharedLayout<Config> {
     static_assert(kTileN % kTaskRows == 0 && kUnitBlocks % kTaskBlocks == 0, "tasks are whole");
     static_assert(kTasks > 0 && kUnitTasks % kWarps == 0, "every warp has as many tasks");
 
+    // Tiles have a loop of their own where B's scales are left for their end, fed by two blocks of K at a time.
+    static constexpr bool kPairs = Config::kTileScales && Config::kRows == 256 && Config::kColumns == 128 &&
+                                   Config::kStageBlocks == 1 && Config::kFeedGroups == 1;
+
     // Of a block: A's scales, B's, and for each task what its rows' scales have in common.
     static constexpr u32 kScalesBytesA = align_up(kTileM * 4, 16), kScalesBytesB = Scales::kSets * kTileN * 4;
     static constexpr u32 kScalesBytes = kScalesBytesA + kScalesBytesB + align_up(kRowTasks * 4, 16);

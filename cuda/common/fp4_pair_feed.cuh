@@ -1,18 +1,34 @@
-// As `Fp4LateFeed`, for the same loop, with both blocks of K of a packed unit in straight code. Its instructions take
-// register ports from the products, so there are fewer, and its warps wait for less:
+// The feed of `Fp4LateLoop`, both blocks of K of a packed unit in straight code. Of a tile whose rows of B each have one scale
+// for all of K, nothing but values is written for a block; other tiles are decoded as by `Fp4Feed`.
+//
+// Instructions here take register ports from the products, so there are few, and the warps wait for little:
 // - What a lane reads and writes lies at its eight places under the swizzle, the same for packed and decoded values,
 //   behind an address that all lanes have in common: no arithmetic but the decoding itself.
-// - Global memory is read right behind a fence, which would wait for it in front, and used a block of K later.
+// - Global memory is read right behind a fence, which would wait for it in front, and used a block of K later. The
+//   exponents of two blocks are read at once.
 #pragma once
-#include "common/fp4_late_feed.cuh"
+#include "common/fp4_feed.cuh"
+
+__device__ __forceinline__ uint4 load_shared_16_bytes(u32 address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
+    return x;
+}
+
+__device__ __forceinline__ void store_shared_16_bytes(u32 address, uint4 x) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
 
 template <class Config>
-struct Fp4PairFeed : Fp4LateFeed<Config> {
-    using Late = Fp4LateFeed<Config>;
-    using typename Late::Cursor, typename Late::Feed, typename Late::Layout, typename Late::Scales;
-    using Raw = typename Feed::Raw;
+struct Fp4PairFeed : Fp4Feed<Config> {
+    using Feed = Fp4Feed<Config>;
+    using typename Feed::Cursor, typename Feed::Layout, typename Feed::Scales, typename Feed::Raw;
     static constexpr u32 kScalesA = Feed::kScalesA, kThreads = Feed::kThreads, kPackedStages = Config::kPackedStages;
     static constexpr u32 kPieces = 8;  // of 16 bytes in a row of 128
+    static constexpr u32 kFeedBarrier = 3;
+    static_assert(Layout::kTileM % kThreads == 0 && Layout::kTaskRows == 32 && Feed::kTaskBlocks == 2 &&
+                      Feed::kTasks == 1 && Config::kSplitK == 1,
+                  "a lane has a row, whose exponents are u32 a block");
 
     // Where a tile is fed: how its rows are decoded, and what the next block, for B the next unit, needs of the scales.
     struct Source {
@@ -31,6 +47,22 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
         Pipeline<kPackedStages> packed;
         u32 places[kPieces];  // of the lane's row
     };
+
+    __device__ __forceinline__ u32 row() const { return this->warp * 32 + this->lane; }
+
+    // Loads a unit into `slot`. Its scales are in the L2 cache, since `range` read them.
+    __device__ __forceinline__ void load(const TensorMap& weights, const Cursor& at, u32 slot) const {
+        Barrier& full = this->shared.packed_full(this->warp, slot);
+        u8* const to = this->shared.packed(this->warp * kPackedStages + slot);
+        if (this->lane == 0) full.arrive_expect_bytes(Layout::kTaskBytes);
+        if constexpr (Config::kReadBOnce) {
+            if (this->lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2),
+                                             at.of_group + at.n0 + this->warp * 32, l2_evict_first());
+        } else {
+            if (this->lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2),
+                                             at.of_group + at.n0 + this->warp * 32);
+        }
+    }
 
     __device__ __forceinline__ void read_a(Source& source) const {
 #pragma unroll
@@ -62,18 +94,19 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
     }
 
     // A row of exponents has room for a multiple of four.
-    __device__ __forceinline__ bool start(Source& source, const Cursor& at) const {
-        const Raw* const exponents = this->scales_of(at, at.n0 + this->row(), 0);
-        source.m0 = at.m0;
-        source.from_a = this->scales_a + at.m0 + this->thread;
+    __device__ __forceinline__ bool start(Source& source, Tile corner, u32 of_group) const {
+        const u32 weights = of_group + min(corner.column + row(), this->n - 1);
+        const Raw* const exponents = this->scales_b + static_cast<u64>(weights) * this->row_scales;
+        source.m0 = corner.row;
+        source.from_a = this->scales_a + source.m0 + this->thread;
         source.from_b = reinterpret_cast<const uint2*>(exponents);
 #pragma unroll
-        for (u32 s = 0; s < kScalesA; ++s) source.has[s] = at.m0 + this->thread + s * kThreads < this->m;
+        for (u32 s = 0; s < kScalesA; ++s) source.has[s] = source.m0 + this->thread + s * kThreads < this->m;
         read_a(source);
         source.b = *source.from_b++;
         source.tile = range(exponents);
         source.table = Fp4Table{}.times_power_of_two(-source.tile.common);  // modulo 2^32
-        const bool all = named_barrier_all(Late::kFeedBarrier, kThreads, source.tile.common >= 0);
+        const bool all = named_barrier_all(kFeedBarrier, kThreads, source.tile.common >= 0);
         return __any_sync(0xffffffff, all);  // it is so for all, but the compiler should know it
     }
 
@@ -142,7 +175,7 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
     }
 
     __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map) const {
-        Cursor loads(this->walk, this->n), at(this->walk, this->n);
+        Cursor loads(this->walk, this->n);
 #pragma unroll 1
         for (u32 slot = 0; slot < kPackedStages; ++slot, loads.advance(2)) {
             if (loads.valid()) this->load(weights_map, loads, slot);
@@ -150,9 +183,11 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
         Rings rings;
 #pragma unroll
         for (u32 i = 0; i < kPieces; ++i) rings.places[i] = this->lane * kBlockK + ((this->lane % 8) ^ i) * 16;
-        for (; at.valid(); at.start(at.index + this->walk.step)) {
+        typename Feed::Walk::OwnPace walk = this->walk;
+        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
+            const Tile corner = walk.corner(index);
             Source source;
-            if (start(source, at)) {
+            if (start(source, corner, walk.columns_at(0, this->n))) {
                 feed<true>(weights_map, tokens_map, source, rings, loads);
             } else {
                 feed<false>(weights_map, tokens_map, source, rings, loads);
@@ -162,7 +197,12 @@ struct Fp4PairFeed : Fp4LateFeed<Config> {
 };
 
 template <class Config>
-    requires requires { Config::kFeedUnroll; }
+struct Fp4FeedOf {
+    using type = Fp4Feed<Config>;
+};
+
+template <class Config>
+    requires(Fp4Layout<Config>::kPairs)
 struct Fp4FeedOf<Config> {
     using type = Fp4PairFeed<Config>;
 };

@@ -10,7 +10,6 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/fp4_feed.cuh"
-#include "common/fp4_late_feed.cuh"
 #include "common/fp4_late_loop.cuh"
 #include "common/fp4_layout.cuh"
 #include "common/fp4_pair_feed.cuh"
@@ -165,17 +164,17 @@ struct Sm90Fp8Fp4Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            constexpr bool kLateLoop = requires { Config::kUnroll; };
             u32 done = 0;  // blocks of K
-            if constexpr (kLateLoop) {
+            if constexpr (Layout::kPairs) {
                 shared.full(pipe.stage).wait(pipe.phase);
                 if (common(shared, pipe.stage, 1) == kCommonToTile) {
-                    Fp4LateLoop<Sm90Fp8Fp4Gemm>::template run<Config::kUnroll>(
+                    Fp4LateLoop<Sm90Fp8Fp4Gemm>::run(
                         shared, sum, pipe, wgmma_tile(shared_address(shared.base)), walk.k_blocks, group, at, lane);
                     done = walk.k_blocks;
                 }
             }
-            bool late = Config::kTileScales && !kLateLoop;  // whether B's scales are left for the tile's end; if so, in all of its K
+            // Whether B's scales are left for the tile's end; if so, in all of its K.
+            bool late = Config::kTileScales && !Layout::kPairs;
 #pragma unroll 1  // the code is cold at launch: what is not there need not be fetched
             for (u32 i = done; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
                 const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);

@@ -9,7 +9,6 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store
 
 TASK_BLOCKS = 2  # of K, that a box of packed weights holds
 MAX_PACKED_STAGES = 16
-ENOUGH_PACKED_STAGES = 4  # beyond which shared memory serves the store better
 
 
 class Scales(NamedTuple):
@@ -40,9 +39,6 @@ class Fp4GemmConfig(GemmConfig):
     decoded_stages: int = 3
     feed_groups: int = 1  # warpgroups that decode
     tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
-    unroll: int = 0  # blocks of K in straight code where they are, in a loop of their own; 0: there is none
-    feed_unroll: int = 1  # likewise of that loop's feed
-    packed_stages: int = ENOUGH_PACKED_STAGES  # that the store leaves room for, if it can
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
     MOST_AHEAD: ClassVar[int] = 0
@@ -55,15 +51,6 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
         if self.tile_scales and self.split_k > 1:
             raise ValueError(f"`tile_scales` must be False where a cluster splits K, got {self}")
-        large = self.tile_scales and (self.rows, self.columns, self.stage_blocks, self.feed_groups) == (256, 128, 1, 1)
-        if self.unroll not in (0, 1, 2) or (self.unroll and not large):
-            raise ValueError(
-                f"`unroll` must be 0, 1 or 2, and 0 but for 256 x 128, `tile_scales`, stages of a block, got {self}"
-            )
-        if self.feed_unroll not in (1, 2) or (self.feed_unroll > 1 and not self.unroll):
-            raise ValueError(f"`feed_unroll` must be 1 or 2, and 1 where `unroll` is 0, got {self}")
-        if not 2 <= self.packed_stages <= MAX_PACKED_STAGES:
-            raise ValueError(f"`packed_stages` must be 2 to {MAX_PACKED_STAGES}, got {self.packed_stages}")
         if self.feed_groups not in (1, 2):
             raise ValueError(f"`feed_groups` must be 1 or 2, got {self.feed_groups}")
         accumulators = self.columns // 2 * (self.waves + self.stage_blocks)
@@ -89,6 +76,21 @@ class Fp4GemmConfig(GemmConfig):
     def feed_warps(self) -> int:
         return 4 * self.feed_groups
 
+    @property
+    def pairs(self) -> bool:
+        """Whether tiles whose scales come at their end have a loop of their own, fed by pairs of blocks of K."""
+        large = (self.rows, self.columns, self.stage_blocks, self.feed_groups) == (256, 128, 1, 1)
+        return self.tile_scales and large
+
+    @property
+    def least_packed_stages(self) -> int:
+        return 2 if self.pairs else 3
+
+    @property
+    def enough_packed_stages(self) -> int:
+        """Beyond which shared memory serves the store better."""
+        return 2 if self.pairs else 4
+
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
         """Packed stages, for the scales that take most room."""
         return self.fp4_layout(out_bytes, smem_bytes, UE8M0_BY_32).packed_stages
@@ -104,7 +106,7 @@ class Fp4GemmConfig(GemmConfig):
             return Fp4Layout(stages, store, used + stages * packed)
 
         layouts = [with_store(store) for store in self._stores(out_bytes)]
-        return next((x for x in layouts if x.packed_stages >= self.packed_stages), layouts[-1])
+        return next((x for x in layouts if x.packed_stages >= self.enough_packed_stages), layouts[-1])
 
     def _decoded_bytes(self, scales: Scales) -> int:
         """Of a stage: its tiles, their scales, what tells of each task's rows, two barriers."""

@@ -20,6 +20,8 @@ FEED_CYCLES = 500  # between two stages
 STEP_CYCLES = 243  # from a stage's arrival to its products, once a stage
 PROMOTE_CYCLES = 2.4  # a column, of a warpgroup's 64 rows: each element has scales of its own
 PROMOTE_LATE_CYCLES = 0.4  # where the weights' scales are left for the tile's end
+PAIR_CYCLES = 1549  # a block of K where B's scales are left for the tile's end and fed by pairs ...
+PAIR_TILE_US = 1.2  # ... and from such a tile to the next, which is fed under its store
 FEW_STAGES = 1.07  # with two decoded stages
 DRAM_BYTES_PER_US = 2.3e6
 LAUNCH_US = 3.5
@@ -49,7 +51,7 @@ def fits(c: Fp4GemmConfig | Fp4SwappedConfig, scales: Scales, out_bytes: int, sm
     """Whether shared memory holds enough stages."""
     if isinstance(c, Fp4SwappedConfig):
         return c.layout(smem_bytes, scales).stages >= max(3, c.k_groups)
-    return c.fp4_layout(out_bytes, smem_bytes, scales).packed_stages >= 3
+    return c.fp4_layout(out_bytes, smem_bytes, scales).packed_stages >= c.least_packed_stages
 
 
 def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator[Fp4GemmConfig | Fp4SwappedConfig]:
@@ -84,11 +86,13 @@ def estimate_us(
     math = c.waves * (2 + promote) * c.columns * blocks
     math += c.waves * STEP_CYCLES * steps
     decode = FEED_CYCLES * steps + DECODE_CYCLES * c.tile_n * blocks / c.feed_groups
-    multiply = max(tensor, math, decode) / CLOCK_MHZ * (FEW_STAGES if c.decoded_stages == 2 else 1)
+    cycles = PAIR_CYCLES * blocks if c.pairs else max(tensor, math, decode)
+    multiply = cycles / CLOCK_MHZ * (FEW_STAGES if c.decoded_stages == 2 else 1)
     area = c.rows * c.columns / (128 * 128)
     store = TILE_US + STORE_US * area
     if c.split_k > 1:
         store += SPLIT_US + SPLIT_STORE_US * area
     weights = n * (k // 2 + ceil_div(k, BLOCK_K) * scales.row_bytes)
     memory = (weights + m * k + m * n * out_bytes) / DRAM_BYTES_PER_US
-    return LAUNCH_US + ((waves * (multiply + store)) ** 4 + memory**4) ** 0.25
+    between = PAIR_TILE_US if c.pairs else store
+    return LAUNCH_US + ((waves * multiply + (waves - 1) * between + store) ** 4 + memory**4) ** 0.25

@@ -161,10 +161,8 @@ def _by_feeding_warps(
         ("kFeedGroups", tile.feed_groups),
         ("kPackedStages", packed_stages),
         ("kScaleN", 1),
-        ("kTileScales", tile.tile_scales),
+        ("kTileScales", tile.tile_scales and scales == UE8M0_BY_32),
         ("Scales", scales.name),
-        *([("kUnroll", tile.unroll)] if tile.unroll and scales == UE8M0_BY_32 else []),
-        *([("kFeedUnroll", tile.feed_unroll)] if tile.feed_unroll > 1 and scales == UE8M0_BY_32 else []),
     )
     threads = (tile.math_groups + tile.feed_groups) * 128
     return Parts("", arguments, threads, shared_memory, tile.task_rows, (store,))

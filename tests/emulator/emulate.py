@@ -59,7 +59,7 @@ _REPLACED: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "common/fp4_decode.cuh": ((r'asm\("prmt[^;]*;"[^;]*;', "bytes = __byte_perm(low, high, nibbles);"),),
-    "common/fp4_late_feed.cuh": (
+    "common/fp4_pair_feed.cuh": (
         (
             r'asm volatile\("ld.shared.v4.u32[^;]*;"[^;]*;',
             "x = *reinterpret_cast<const uint4*>(emu::dynamic_shared() + address);",

@@ -73,18 +73,21 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
 
 SKIP_HEAD_MID = (GemmConfig(128, 24, swap=True),)
 
+# Scales by turns: those whose `tile_scales` is True have UE8M0.
 FP4_CASES = (
+    (Fp4GemmConfig(256, 128, tile_scales=True), 2),
     (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), 2),
-    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
     (Fp4SwappedConfig(64, 16, 3), 2),
+    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), 2),
     (Fp4SwappedConfig(128, 24, split_k=2), 2),
 )
 
 # With layouts of five groups: by their ends, some of them none, and by rows.
 M_GROUPED_FP4_CASES = (
+    (Fp4GemmConfig(256, 128, tile_scales=True), False),
     (Fp4GemmConfig(64, 64, stage_blocks=2, decoded_stages=2), True),
-    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), False),
     (Fp4SwappedConfig(64, 16, 3), False),
+    (Fp4GemmConfig(128, 64, decoded_stages=2, tile_scales=True), False),
     (Fp4SwappedConfig(128, 24, split_k=2), True),
 )
 ENDS = (20, -5, 2**31 - 1, 40, 60)

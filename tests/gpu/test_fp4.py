@@ -31,12 +31,6 @@ CONFIGS = (
     Fp4GemmConfig(128, 128, split_k=2),
     Fp4GemmConfig(256, 128),
     Fp4GemmConfig(256, 128, tile_scales=True),
-    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1),
-    Fp4GemmConfig(256, 128, tile_scales=True, unroll=2),
-    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1, feed_unroll=2),
-    Fp4GemmConfig(256, 128, tile_scales=True, unroll=2, feed_unroll=2),
-    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1, feed_unroll=2, packed_stages=2),
-    Fp4GemmConfig(256, 128, tile_scales=True, unroll=1, feed_unroll=2, packed_stages=2, decoded_stages=2),
     Fp4SwappedConfig(64, 8, 4, scale_warps=3),
     Fp4SwappedConfig(64, 16, 3),
     Fp4SwappedConfig(64, 24, split_k=3, scale_warps=2),
@@ -53,13 +47,7 @@ def described(config):
     """A pytest id."""
     if isinstance(config, Fp4SwappedConfig):
         return f"{config.rows}x{config.columns}-swap-groups{config.k_groups}-split{config.split_k}"
-    return (
-        name(config)
-        + "-late" * bool(config and config.tile_scales)
-        + (f"-unroll{config.unroll}-{config.feed_unroll}" if config and config.unroll else "")
-        + (f"-packed{config.packed_stages}" if config and config.packed_stages < 4 else "")
-        + (f"-decoded{config.decoded_stages}" if config and config.decoded_stages < 3 else "")
-    )
+    return name(config) + "-late" * bool(config and config.tile_scales)
 
 
 EVERY_CONFIG = pytest.mark.parametrize("config", [None, *CONFIGS], ids=described)
