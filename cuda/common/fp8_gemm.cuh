@@ -141,12 +141,8 @@ struct Fp8Gemm {
 
     // `ring`: `wgmma_tile` of the ring's first tile; `row`: the first of the warpgroup's rows.
     static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], u32 ring, u32 block, u32 row) {
-        multiply(product, ring + block * (Layout::kBlockBytes / 16), row);
-    }
-
-    // `block`: `wgmma_tile` of a block of K.
-    static __device__ __forceinline__ void multiply(float (&product)[kAccumulators], u32 block, u32 row) {
-        const u32 rows = block + row * (kBlockK / 16), columns = block + Layout::kRowsBytes / 16;
+        const u32 rows = ring + block * (Layout::kBlockBytes / 16) + row * (kBlockK / 16);
+        const u32 columns = ring + block * (Layout::kBlockBytes / 16) + Layout::kRowsBytes / 16;
 #pragma unroll
         for (u32 k = 0; k < kBlockK / 32; ++k) {
             WgmmaE4m3<kColumns>::run(product, wgmma_tile_descriptor(rows + 2 * k),
@@ -205,10 +201,9 @@ struct Fp8Gemm {
         }
     }
 
-    // kCount blocks of K, `block` the first, whose `wgmma_tile` is `tile`: all products are under way before the first is
-    // waited for.
+    // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
     template <u32 kCount, class Wait, class Look, class Release>
-    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 tile, u32 block,
+    static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 ring, u32 block,
                                                 u32 group, u32 row, Fragment at, u32 shift, Wait wait_scales, Look look_ahead,
                                                 Release release_stage) {
         float product[kCount][kAccumulators];
@@ -218,7 +213,7 @@ struct Fp8Gemm {
         for (u32 j = 0; j < kCount; ++j) wgmma_pin(product[j]);
         wgmma_fence();
 #pragma unroll
-        for (u32 j = 0; j < kCount; ++j) multiply(product[j], tile, j, row);
+        for (u32 j = 0; j < kCount; ++j) multiply(product[j], ring, block + j, row);
         pass_turn(group);
         wait_scales();
 #pragma unroll
@@ -254,8 +249,6 @@ struct Fp8Gemm {
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const auto corner = walk.corner(index);
             const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
-            constexpr u32 kStep = kStageBlocks * (Layout::kBlockBytes / 16);
-            u32 tile = ring + pipe.stage * kStep;  // the next stage's
             float sum[kWaves][kAccumulators];
 #pragma unroll
             for (u32 w = 0; w < kWaves; ++w) {
@@ -267,42 +260,34 @@ struct Fp8Gemm {
                 constexpr u32 kUsed = waves.value;
                 bool landed = false;
 #pragma unroll Config::kUnroll
-                for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks) {
-                    const u32 count = min(kStageBlocks, walk.k_blocks - i), here = tile;
-                    const Pipeline stage = pipe;
-                    const u32 first = stage.stage * kStageBlocks;
-                    if (!landed) shared.full(stage.stage).wait(stage.phase);
-                    // What the next stage needs is worked out while the products run, not between the last promotion
-                    // and the next product.
-                    const auto turn_page = [&] {
-                        pipe.advance();
-                        tile = pipe.stage == 0 ? ring : tile + kStep;
-                    };
+                for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
+                    const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
+                    if (!landed) shared.full(pipe.stage).wait(pipe.phase);
 #pragma unroll
                     for (u32 w = 0; w < kUsed; ++w) {
                         const u32 row = (w * kGroups + group) * 64;
                         const auto wait_scales = [&] {
-                            if (w == 0) shared.scales_full(stage.stage).wait(stage.phase);
+                            if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
                         };
                         const auto look_ahead = [&] {
                             if (w != kUsed - 1) return;
-                            turn_page();
-                            landed = shared.full(pipe.stage).passed(pipe.phase) && i + kStageBlocks < walk.k_blocks;
+                            Pipeline next = pipe;
+                            next.advance();
+                            landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
                         };
                         const auto release_stage = [&] {
-                            if (w == kUsed - 1) release(shared, stage.stage, lane);
+                            if (w == kUsed - 1) release(shared, pipe.stage, lane);
                         };
                         if (kStageBlocks == 1 || count == kStageBlocks) {
-                            step<kStageBlocks>(shared, sum[w], here, first, group, row, at, shift, wait_scales,
+                            step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales,
                                                look_ahead, release_stage);
                         } else {
 #pragma unroll 1
                             for (u32 j = 0; j < count; ++j)
-                                step<1>(shared, sum[w], here + j * (Layout::kBlockBytes / 16), first + j, group, row, at,
-                                        shift, wait_scales, [] {}, [] {});
+                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {},
+                                        [] {});
                             landed = false;
                             release_stage();
-                            if (w == kUsed - 1) turn_page();
                         }
                     }
                     if constexpr (kUsed < kWaves) {  // keeps in line
@@ -313,9 +298,8 @@ struct Fp8Gemm {
                                 wait_turn(group), pass_turn(group);
                         }
                         if constexpr (kUsed == 0) {
-                            shared.scales_full(stage.stage).wait(stage.phase);
-                            release(shared, stage.stage, lane);
-                            turn_page();
+                            shared.scales_full(pipe.stage).wait(pipe.phase);
+                            release(shared, pipe.stage, lane);
                         }
                     }
                 }
