@@ -11,14 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_deepgemm import fp8_gemm_nt, m_grouped_fp8_gemm_nt_contiguous, moe_mlp, per_block_cast_to_fp8
+from jax_deepgemm import (
+    fp8_fp4_gemm_nt,
+    fp8_gemm_nt,
+    m_grouped_fp8_fp4_gemm_nt_contiguous,
+    m_grouped_fp8_gemm_nt_contiguous,
+    moe_mlp,
+    per_block_cast_to_fp8,
+)
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
+from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
+from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
-from tests import bf16, helpers, m_grouped, moe
+from tests import bf16, fp4, helpers, m_grouped, moe
 from tests.bf16 import GEMMS
 from tests.emulator import SMALL, emulated
 from tests.emulator.emulate import EmulationError
@@ -26,6 +35,7 @@ from tests.gpu import bf16_problems
 from tests.gpu.problems import problem
 
 BF16, F32 = jnp.bfloat16, jnp.float32
+ROOMY = dataclasses.replace(SMALL, smem_bytes=230_000)  # as much shared memory as a Hopper processor has
 
 # (configuration, type of D; FP32 adds a C): more tiles than CTAs; they end inside tiles everywhere.
 DENSE = (
@@ -39,6 +49,8 @@ DENSE = (
     (ResidentConfig(256), BF16),
     (GemmConfig1d1d(128, 64, ahead=2), F32),
     (GemmConfig1d1d(64, 96), BF16),
+    (GemmConfig1d1d(192, 96, ahead=1), F32),
+    (Bf16GemmConfig(128, 48, eager=True), BF16),
     (Bf16GemmConfig(192, 176, layout="nn"), BF16),
     (Bf16GemmConfig(128, 112, layout="tn", cluster_rows=2), BF16),
     (Bf16GemmConfig(64, 24, layout="tt", swap=True, split_k=2), F32),
@@ -62,6 +74,16 @@ def test_dense(config: Any, dtype: Any) -> None:
     p.check(d, c)
 
 
+@pytest.mark.parametrize("config", [GemmConfig(192, 48), GemmConfig1d1d(128, 64, ahead=2)], ids=str)
+def test_tiles_that_lie_inside(config: GemmConfig) -> None:
+    """Their scales are copied by 16 and 8 bytes, those of the last tiles by 4."""
+    recipe = helpers.ROWS if isinstance(config, GemmConfig1d1d) else helpers.BLOCKS
+    p = problem(264, 136, 400, recipe=recipe)
+    with emulated():
+        d = fp8_gemm_nt(p.a, p.b, recipe=recipe, config=config)
+    p.check(d)
+
+
 @pytest.mark.parametrize("psum", [False, True])
 @pytest.mark.parametrize("config", [GemmConfig(256, 64), GemmConfig(64, 16, swap=True)], ids=str)
 def test_m_grouped(config: GemmConfig, psum: bool) -> None:
@@ -71,6 +93,43 @@ def test_m_grouped(config: GemmConfig, psum: bool) -> None:
     layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index)
     with emulated():
         d = m_grouped_fp8_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=config)
+    helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
+
+
+# Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens.
+FP4 = (Fp4GemmConfig(256, 128, tile_scales=True), Fp4GemmConfig(128, 64), Fp4SwappedConfig(64, 32, 2, split_k=2))
+
+
+@pytest.mark.parametrize("config", FP4, ids=str)
+def test_fp4(config: Fp4GemmConfig | Fp4SwappedConfig) -> None:
+    a, b = fp4.operands(300, 264, 416)
+    c = jnp.asarray(np.random.default_rng(1).standard_normal((300, 264)), F32)
+    with emulated(target=ROOMY) as kernels:
+        d = fp8_fp4_gemm_nt(a, b, c=c, out_dtype=F32, config=config)
+    assert len(kernels) == 1
+    helpers.assert_close(d, fp4.oracle(a, b, c))
+
+
+def test_fp4_whose_scales_fold_in_some_rows_of_weights() -> None:
+    random = np.random.default_rng(2)
+    n, k = 392, 672
+    exponents = np.repeat(random.integers(118, 124, (n, 1), np.uint8), k // 32, axis=1)
+    exponents[n // 2 :, 1::4] += 9  # more than one table of the decoder spans
+    a, _ = fp4.operands(300, n, k)
+    b = fp4.weights(random.integers(0, 16, (n, k), np.uint8), exponents)
+    with emulated(target=ROOMY):
+        d = fp8_fp4_gemm_nt(a, b, config=FP4[0])
+    helpers.assert_close(d, fp4.oracle(a, b))
+
+
+@pytest.mark.parametrize("psum", [False, True])
+def test_m_grouped_fp4(psum: bool) -> None:
+    sizes, rest = (5, 0, 77, 1, 129, 300), 30
+    index = m_grouped.index_of(sizes, rest)
+    a, b = m_grouped.operands(len(index), 264, 416, len(sizes), "fp8_fp4")
+    layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index)
+    with emulated(target=ROOMY):
+        d = m_grouped_fp8_fp4_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=FP4[0])
     helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
 
 
@@ -89,7 +148,7 @@ def test_batches(layout: str) -> None:
         gemm = GEMMS[layout]
     a, b = (m_grouped.stack(x) for x in zip(*pairs, strict=True))
     c = jnp.asarray(np.random.default_rng(0).standard_normal(wanted.shape), F32)
-    with emulated(target=dataclasses.replace(SMALL, smem_bytes=230_000)) as kernels:
+    with emulated(target=ROOMY) as kernels:
         d = jax.vmap(lambda a, b, c: gemm(a, b, c=c, out_dtype=F32))(a, b, c)
     assert len(kernels) == 1
     helpers.assert_close(d, wanted + np.asarray(c, np.float64))
