@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,15 @@ def test_all_suites_in_order():
     dense, jit = all_suites.timing(["dense", "jit"], "there", ["--commit", "x"], True)
     assert dense[3:] == ["dense", "--peers", "--json", "there/dense.json", "--commit", "x"]
     assert jit[3:] == ["jit", "--json", "there/jit.json", "--commit", "x"]
+    (masked,) = all_suites.timing(["masked"], "there", [], True, ["xla"])
+    assert masked[3:7] == ["masked", "--peers", "--skip-peer", "xla"]
+
+
+def test_a_suite_goes_to_a_gpu_that_is_free(tmp_path):
+    """A GPU that is in use already, as a folder shows, fails the suite."""
+    code = "import os, sys; os.mkdir(sys.argv[2] + os.environ['CUDA_VISIBLE_DEVICES'])"
+    code += "; import time; time.sleep(0.1); os.rmdir(sys.argv[2] + os.environ['CUDA_VISIBLE_DEVICES'])"
+    commands = [[sys.executable, "-c", code, name, f"{tmp_path}/"] for name in "abcdef"]
+    assert all_suites.run(commands, ["3", "7"]) == []
+    (tmp_path / "5").mkdir()
+    assert all_suites.run(commands[:2], ["5"]) == ["a", "b"]
