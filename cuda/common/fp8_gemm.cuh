@@ -12,6 +12,7 @@
 // which a math thread reads from it and promotes by; kReadsLate, if promoting reads the stage too.
 #pragma once
 #include "common/barrier.cuh"
+#include "common/fp8_producer.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_layout.cuh"
 #include "common/gemm_walk.cuh"
@@ -34,6 +35,7 @@ struct Fp8Gemm {
     using Walk = typename WalkOf<Config>::type;
     using Epilogue = GemmEpilogue<Config, Operands>;
     using Pipeline = ::Pipeline<Config::kStages>;
+    using Producer = Fp8Producer<Config, Scaling>;
     using Out = typename Config::Out;
     using Columns = typename ResultColumns<Config>::type;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
@@ -44,98 +46,6 @@ struct Fp8Gemm {
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
     static_assert(Config::kClusterRows == 1 || Config::kClusterColumns == 1, "a cluster shares one operand");
     static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
-
-    // ---- producer -------------------------------------------------------------------------------------------------
-
-    // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
-    template <u32 kExtent, u32 kShare, bool kOnce>
-    static __device__ __forceinline__ void load_tile(u8* to, const TensorMap& map, Barrier& full, u32 k, u32 at,
-                                                     u32 rank, u64 policy) {
-        if constexpr (kShare > 1) {
-            constexpr u32 kPart = kExtent / kShare;
-            tma_load_2d_multicast(to + rank * kPart * kBlockK, map, full, k, at + rank * kPart, (1u << kShare) - 1);
-        } else if constexpr (kOnce) {
-            tma_load_2d(to, map, full, k, at, policy);
-        } else {
-            tma_load_2d(to, map, full, k, at);
-        }
-    }
-
-    // Run by a warp, of which one lane does what is to be done once.
-    static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
-                                                         const TensorMap& columns_map, const TensorMap& c_map, u32 m,
-                                                         u32 n, u32 k) {
-        constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
-        constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
-        const u64 policy = l2_evict_first();
-        const bool elected = elect_one();
-        Walk walk(shared, m, n, k);
-        Pipeline pipe;
-        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const auto corner = walk.corner(index);
-#pragma unroll 1  // unrolled it would not fit the producer's registers
-            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
-                const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
-                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                Barrier& full = shared.full(pipe.stage);
-                if (!elected) continue;
-                full.arrive_expect_bytes(count * Layout::kBlockBytes);
-#pragma unroll 1
-                for (u32 j = 0; j < count; ++j) {
-                    const u32 at_k = (walk.k_begin + i + j) * kBlockK;
-                    load_tile<Config::kRows, Config::kClusterColumns, kRowsOnce>(
-                        shared.rows(first + j), rows_map, full, at_k, walk.rows_at(corner.row, n), walk.rank,
-                        policy);
-                    load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
-                        shared.columns(first + j), columns_map, full, at_k, walk.columns_at(corner.column, n), walk.rank,
-                        policy);
-                }
-            }
-#pragma unroll 1
-            for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {
-                const u32 box = i * Layout::kOutBoxesPerStage;
-                const u32 count = Config::kHasC && !Layout::kAddsInL2 ? min(Layout::kOutBoxesPerStage, Layout::kOutBoxes - box) : 0;
-                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                Barrier& full = shared.full(pipe.stage);
-                if (!elected) continue;
-                full.arrive_expect_bytes(count * Layout::kRowsBytes);
-#pragma unroll 1
-                for (u32 j = 0; j < count; ++j) {
-                    load_result_box(corner, shared.out_box(pipe.stage, j), c_map, full,
-                                    corner.column + (box + j) * Layout::kOutBoxColumns, corner.row, policy);
-                }
-            }
-        }
-    }
-
-    // Run by a warp of its own, so that the tiles need not wait for its address arithmetic. By cp.async: the scales of a
-    // tile begin at any multiple of 4 bytes, where TMA wants 16.
-    static __device__ __forceinline__ void produce_scales(const Shared& shared, const float* scales_a,
-                                                          const float* scales_b, u32 m, u32 n, u32 k) {
-        Walk walk(shared, m, n, k);
-        const u32 lane = threadIdx.x % 32;
-        Pipeline pipe;
-        for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const auto corner = walk.corner(index);
-            const u32 m0 = Config::kSwap ? corner.column : corner.row, n0 = Config::kSwap ? corner.row : corner.column;
-            typename Scaling::Source source(scales_a, walk.scales_of_b(scales_b, n, k), m0, n0, m, n, k, walk.k_begin,
-                                            lane);
-#pragma unroll 1
-            for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
-                const u32 count = min(kStageBlocks, walk.k_blocks - i), first = pipe.stage * kStageBlocks;
-                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-#pragma unroll 1
-                for (u32 j = 0; j < count; ++j) source.copy_next(shared.scales_a(first + j));
-                shared.scales_full(pipe.stage).arrive_after_async_copies();
-            }
-#pragma unroll 1
-            for (u32 i = 0; i < Layout::kOutStages; ++i, pipe.advance()) {  // they have none
-                shared.empty(pipe.stage).wait(pipe.phase ^ 1);
-                shared.scales_full(pipe.stage).arrive();
-            }
-        }
-        async_copy_wait_all();
-    }
 
     // ---- math -----------------------------------------------------------------------------------------------------
 
@@ -384,8 +294,8 @@ struct Fp8Gemm {
         constexpr bool kFew = kGroups > 2 && Operands::kScalesPitch == 0;
         if (warp >= kMathWarps) {
             if constexpr (kGroups > 1) registers_decrease<kFew ? 32 : 40>();  // one has registers enough
-            if (whole_warp(warp == kMathWarps)) produce_tiles(shared, rows_map, columns_map, c_map, m, n, k);
-            if (whole_warp(warp == kMathWarps + 1)) produce_scales(shared, scales_a, scales_b, m, n, k);
+            if (whole_warp(warp == kMathWarps)) Producer::load_tiles(shared, rows_map, columns_map, c_map, m, n, k);
+            if (whole_warp(warp == kMathWarps + 1)) Producer::load_scales(shared, scales_a, scales_b, m, n, k);
             if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<(kGroups == 2 ? 232 : kFew ? 160 : 152)>();
