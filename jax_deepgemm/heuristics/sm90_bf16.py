@@ -57,8 +57,7 @@ def candidates(layout: str, m: int, n: int, k: int, num_sms: int) -> Iterator[Bf
     if tokens:
         for rows in (64, 128, 256) if tokens == 8 else (64, 128):
             yield from _variants(layout, rows, tokens, True, m, n, k, num_sms)
-    # What a slab has beyond the tile would be loaded for nothing, and a tile that begins inside of one reads half
-    # lines.
+    # What a slab has beyond the tile is loaded for nothing, and a tile that begins inside of one reads half lines.
     step = SLAB if layout[1] == "n" else 16
     # Narrow tiles of many rows load too much.
     narrowest = step if m <= 128 else min(ceil_div(96, step), ceil_div(n, step)) * step

@@ -14,7 +14,8 @@ from jax_deepgemm.heuristics.sm90_m_grouped import about, width_of
 
 MOST_COLUMNS = {64: 128, 128: 64, 192: 64, 256: 32}  # of swapped tiles, by rows: beyond, kernels spill
 MOST_SPLIT_COLUMNS = 48  # of those of 128 rows
-FEW_WEIGHTS, LONG_K = 45_000, 4096
+FEW_WEIGHTS = 45_000  # rows of all groups, up to which narrow tiles of 64 rows fill the processors best ...
+LONG_K = 4096  # ... with three groups of K from here on, two below
 
 
 @functools.lru_cache(maxsize=4096)
