@@ -16,10 +16,10 @@ from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 # A block of K, in microseconds: the same for any tile, and for each column. By rows of the tile; in runs, one by one,
 # as with 1D2D; and from the last product of a tile to the first of the next, for 128 x 128.
 RUN_US = {64: (0.2, 0.0011), 128: (0.15, 0.0029)}
-ONE_US = {64: (0.17, 0.0018), 128: (0.105, 0.0036), 192: (0.26, 0.004), 256: (0.25, 0.0056)}
+ONE_US = {64: (0.17, 0.0018), 128: (0.26, 0.002125), 192: (0.19, 0.004), 256: (0.25, 0.0056)}
 ALONE_US = (0.25, 0.0035)
 WIDE_US = (0.25, 0.0026)  # alone, beyond the columns that leave registers for the others
-BORDER_US = {"run": 2.9, "one": 1.8, "wide": 2.8, "waves": 4.0, "three": 3.1, "alone": 3.6}
+BORDER_US = {"run": 2.9, "one": 1.8, "wide": 2.2, "waves": 4.0, "three": 3.1, "alone": 3.6}
 SPLIT_US = 4.4  # the partial tiles' exchange
 SPLIT_STORE_US = 1.2  # the same, for a tile of 128 x 128
 LAUNCH_US = 3.0
