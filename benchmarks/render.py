@@ -29,18 +29,19 @@ def overview() -> str:
         parts.append(f"On {', '.join(gpus)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}:")
         parts.append(tables.summary(found))
         never = [f"`{name}`" for name in tables.ordered(list(SUITES)) if name not in found]
-        parts += [f"No figures yet: {', '.join(never)}."] if never else []
+        parts += [f"No figures of this GPU: {', '.join(never)}."] if never else []
         parts += [tables.shapes(found["dense"])] if "dense" in found else []
     return "\n\n".join(parts) or NOTHING
 
 
 def details() -> str:
-    """What docs/benchmarks.md has: every case of every suite, and the run that it is from."""
+    """What docs/benchmarks.md has: every case of every suite, on each GPU, and the run that it is from."""
+    everything = committed()
     parts = []
-    for found in committed():
-        for name in tables.ordered(list(found)):
-            result = found[name]
-            parts += [f"## {name}", f"{tables.about(name, result)}. {tables.run_of(result)}."]
+    for name in tables.ordered(list({name: None for found in everything for name in found})):
+        parts.append(f"## {name}")
+        for result in (found[name] for found in everything if name in found):
+            parts.append(f"{tables.about(name, result)}. {tables.run_of(result)}.")
             parts.append(tables.cases(name, result))
     return "\n\n".join(parts) or NOTHING
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
+from jax_deepgemm.heuristics.fp4_config import FLOAT_BY_32, FLOAT_BY_128, UE8M0_BY_32
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.ops import fp8_resident_plan
+from jax_deepgemm.ops.fp8_fp4_gemm_plan import parts_of
 from jax_deepgemm.ops.fp8_gemm_plan import launch
+from jax_deepgemm.ops.m_grouped_plan import table_bytes
 from jax_deepgemm.target import H100
 from tests.gpu import configurations, sanitized
 from tests.gpu.configurations import K, M, N
@@ -46,6 +49,15 @@ def test_configurations_make_launches(out_bytes):
         assert config.stages(out_bytes, sanitized.TARGET.smem_bytes) >= 2, config
         if not isinstance(config, Bf16GemmConfig):
             launch(config, M, N, K, out_bytes, num_sms, sanitized.TARGET.smem_bytes)
+
+
+@pytest.mark.parametrize("scales", [UE8M0_BY_32, FLOAT_BY_32, FLOAT_BY_128], ids=lambda scales: scales.name)
+def test_sanitized_tiles_with_fp4_weights_fit(scales):
+    small = (*sanitized.FP4_CASES, *sanitized.M_GROUPED_FP4_CASES), sanitized.TARGET
+    large = (*sanitized.LARGE_FP4_CASES, *sanitized.LARGE_M_GROUPED_FP4_CASES), sanitized.FP4_TARGET
+    for cases, target in (small, large) if scales == UE8M0_BY_32 else (small,):
+        for config, _ in cases:
+            parts_of(config, 77, scales, 2, target.smem_bytes - table_bytes(len(sanitized.ENDS)))
 
 
 def test_configurations_are_told_apart():
