@@ -41,9 +41,8 @@ class Fp4SwappedConfig:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.rows % 64 or not 0 < self.warpgroups <= MAX_WARPGROUPS:
             raise ValueError(f"`rows` must be a multiple of 64, and 64 of them by `k_groups` at most 4, got {self}")
-        most = 48 if self.rows == 256 else 64 if self.warpgroups > 2 else 128  # as registers allow
-        if self.columns % 8 or not 0 < self.columns <= most:
-            raise ValueError(f"`columns` must be a multiple of 8 up to {most}, got {self}")
+        if self.columns % 8 or not 0 < self.columns <= self.most_columns:
+            raise ValueError(f"`columns` must be a multiple of 8 up to {self.most_columns}, got {self}")
         if self.split_k > 8:
             raise ValueError(f"`split_k` must be at most 8, got {self.split_k}")
 
@@ -62,6 +61,13 @@ class Fp4SwappedConfig:
     @property
     def warpgroups(self) -> int:
         return self.rows // 64 * self.k_groups
+
+    @property
+    def most_columns(self) -> int:
+        """As registers allow."""
+        if self.rows == 256:
+            return 48 if self.split_k == 1 else 40
+        return 64 if self.warpgroups > 2 else 128 if self.threads <= 384 else 96
 
     @property
     def threads(self) -> int:
