@@ -113,7 +113,7 @@ def assign(
         if factor in factors.summed and not clash:
             take(factor, axes, sizes[factor])
     for factor, axes in result_uses + operand_uses:
-        if factor not in factors.summed:
+        if factor not in (*factors.summed, *factors.whole):  # whole ones of results alone may have no size
             take(factor, axes, sizes[factor])
     return chosen
 

@@ -126,6 +126,11 @@ def test_nan_and_inf_make_their_block_nan(cast, first, last, use_ue8m0, bad):
     assert np.isfinite(back[~wanted]).all()
 
 
+def test_ue8m0_promotes_no_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        assert per_token_cast_to_fp8(jnp.ones((3, 128)), use_ue8m0=True).scale.dtype == jnp.float8_e8m0fnu
+
+
 def test_other_granularities():
     x = values((20, 100))
     per_32 = per_token_cast_to_fp8(x, gran_k=32)

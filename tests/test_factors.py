@@ -61,3 +61,8 @@ def test_shardy_gets_no_factor_of_one_inside_brackets():
     rule, keywords = GEMM.shardy([(64, 128), (64, 1), (256, 128), (2, 1)])
     assert rule == "m ki,m kb,(nb ni) ki,nb kb->m (nb ni)"
     assert keywords == {"reduction_factors": ("kb",), "need_replication_factors": ("ki", "ni"), "ni": 128}
+
+
+def test_whole_factors_of_results_alone_need_no_size():
+    factors = Factors("t k -> t k, g", whole=("t", "k", "g"))
+    assert assign(factors, {"x": 2}, [((4, 2), P())], [((4, 2), P()), ((6,), P("x"))]) == {}

@@ -62,6 +62,12 @@ def test_shard_map(gemm):
 
 
 @GEMMS
+def test_no_ranks_are_promoted(gemm):
+    with jax.numpy_rank_promotion("raise"):
+        assert gemm(A, B, KS).shape == (KS.size, A.shape[1], B.shape[1])
+
+
+@GEMMS
 def test_export(gemm):
     safe = [jax.export.DisabledSafetyCheck.custom_call("jax_deepgemm.launch")]
     with set_target(H100):

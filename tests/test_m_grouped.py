@@ -149,6 +149,12 @@ def test_errors_of_masked():
         masked("bf16", a, b[:2], jnp.zeros(2, jnp.int32), 2.5)
 
 
+def test_masked_promotes_no_ranks():
+    a, b = jnp.zeros((2, 8, 16), jnp.bfloat16), jnp.zeros((2, 24, 16), jnp.bfloat16)
+    with jax.numpy_rank_promotion("raise"):
+        assert masked("bf16", a, b, jnp.zeros(2, jnp.int32), 4).shape == (2, 8, 24)
+
+
 @OPS
 def test_no_gradient(kind):
     a, b, *_ = problem(kind, 8, 2)

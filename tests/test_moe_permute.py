@@ -55,6 +55,15 @@ def test_there_and_back(case, dtype, weighted):
     np.testing.assert_allclose(np.asarray(back).astype(np.float64), wanted, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens, top_k", [(3, 0), (0, 2)])
+def test_gradients_without_copies_in_x64(tokens, top_k):
+    x, idx, weights = jnp.ones((tokens, 8)), jnp.zeros((tokens, top_k), jnp.int32), jnp.ones((tokens, top_k))
+    with jax.enable_x64(True):
+        dx, dw = jax.grad(lambda x, w: moe_unpermute(*moe_permute(x, idx, 2), w).sum(), (0, 1))(x, weights)
+    assert (dx.dtype, dw.dtype, dw.shape) == (jnp.float32, jnp.float32, (tokens, top_k))
+    assert not dx.any()
+
+
 def test_sums_are_rounded_once():
     idx = jnp.zeros((1, 256), jnp.int32)
     y, permutation = moe_permute(jnp.ones((1, 8), jnp.bfloat16), idx, 1)

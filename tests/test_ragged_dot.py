@@ -57,6 +57,13 @@ def test_it_is_jax_lax_ragged_dot(dtype, name, k, n):
         np.testing.assert_allclose(np.asarray(g, np.float32), np.asarray(w, np.float32), rtol=2e-2, atol=1e-1)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_more_rows_than_the_dtype_of_sizes_holds(dtype):
+    lhs, rhs, _ = arrays(m=300, g=3)
+    sizes = jnp.asarray([100, 120, 60])
+    np.testing.assert_array_equal(ragged_dot(lhs, rhs, sizes.astype(dtype)), ragged_dot(lhs, rhs, sizes))
+
+
 @pytest.mark.parametrize(
     "options",
     [

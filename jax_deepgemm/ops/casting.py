@@ -266,7 +266,7 @@ def _amax(x: jax.Array, block: Block) -> jax.Array:
 def _ceil_to_ue8m0(scale: jax.Array) -> jax.Array:
     """The least power of two not under `scale`, by its bits: exact, where log2 is not. NaN and Inf become NaN."""
     bits = jax.lax.bitcast_convert_type(scale, jnp.uint32)
-    exponent = (bits >> 23) + (bits & 0x7FFFFF != 0)
+    exponent = (bits >> 23) + (bits & 0x7FFFFF != 0).astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(jnp.minimum(exponent, 255).astype(jnp.uint8), jnp.float8_e8m0fnu)
 
 

@@ -40,6 +40,8 @@ class Groups(NamedTuple):
 
 def groups_of(sizes: jax.Array, rows: int) -> Groups:
     """Of sizes that may be anything: negative ones count as 0, and what lies beyond `rows` is cut off."""
+    if sizes.dtype.itemsize < 4:
+        sizes = sizes.astype(jnp.int32)  # `rows` may be more than such a dtype holds
     sizes = jnp.clip(sizes, 0, rows).astype(jnp.int32)
     return Groups(sizes, jnp.cumsum(sizes, dtype=jnp.int32))
 

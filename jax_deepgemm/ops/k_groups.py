@@ -43,7 +43,7 @@ def padded_bounds(ks: jax.Array, extent: int) -> tuple[jax.Array, jax.Array]:
 
 def rows_of_groups(starts: jax.Array, ends: jax.Array, k: int) -> jax.Array:
     """Whether each of k rows belongs to each group: bool [G, k]."""
-    rows = jnp.arange(k, dtype=jnp.uint32)
+    rows = jnp.arange(k, dtype=jnp.uint32)[None]
     return (starts[:, None] <= rows) & (rows < ends[:, None])
 
 

@@ -57,5 +57,5 @@ def by_groups(product: Product, group: jax.Array, groups: int, n: int) -> jax.Ar
 
 def zero_beyond(product: jax.Array, masked_m: jax.Array) -> jax.Array:
     """[G, Mmax, N] with zeros in the rows of a group from its `masked_m` on."""
-    inside = jnp.arange(product.shape[1]) < masked_m[:, None]
+    inside = jnp.arange(product.shape[1])[None] < masked_m[:, None]
     return jnp.where(inside[:, :, None], product, 0)

@@ -102,13 +102,13 @@ def _dot_avals(avals: Avals) -> list[jax.ShapeDtypeStruct]:
 def _dots_reference(x: jax.Array, y: jax.Array, rows: jax.Array) -> list[jax.Array]:
     wide = x.astype(jnp.float32)
     dots = [jnp.sum(wide * _row_of(y, rows[:, j]), axis=1) for j in range(rows.shape[1])]
-    return [jnp.where(rows >= 0, jnp.stack(dots, axis=1) if dots else jnp.zeros(rows.shape), 0)]
+    return [jnp.where(rows >= 0, jnp.stack(dots, axis=1) if dots else jnp.zeros(rows.shape, jnp.float32), 0)]
 
 
 def _row_of(y: jax.Array, row: jax.Array) -> jax.Array:
     """Where there is one; the caller leaves out the others."""
     if y.shape[0] == 0:
-        return jnp.zeros((row.shape[0], y.shape[1]))
+        return jnp.zeros((row.shape[0], y.shape[1]), jnp.float32)
     return y[jnp.maximum(row, 0)].astype(jnp.float32)
 
 
