@@ -47,7 +47,8 @@ def ragged_dot(
     FP8 first ones, where rounding counts as the identity, that of `lhs` is an FP8 product too, and that of `rhs` one in
     BF16.
 
-    Under jit over several devices `rhs` sharded over N stays where it is; use shard_map for tokens and experts.
+    Under jit over several devices `rhs` sharded over N stays where it is; use shard_map for tokens and experts, and on
+    a mesh of explicit axes, for which JAX infers no sharding of a ragged product.
 
     Raises what `jax.lax.ragged_dot` raises; ValueError for another `recipe`, TypeError for dtypes that it cannot
     quantise; NotImplementedError for second derivatives in FP8.
