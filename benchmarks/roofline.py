@@ -11,7 +11,6 @@ from benchmarks.environment import warn
 from benchmarks.timing import Call, Flush, measure
 
 COPY_BYTES = 1024**3
-PEAK_SIZE = 8192
 
 
 def copy_gbs(source: EventSource, flush: Flush) -> float:

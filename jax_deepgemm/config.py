@@ -112,6 +112,8 @@ def set_num_sms(num_sms: int | None) -> Setting:
     Raises:
       TypeError: `num_sms` is not an integer.
       ValueError: it is not positive.
+
+    >>> with set_num_sms(100): pass  # what is traced here leaves 32 of an H100's to others
     """
     if num_sms is not None:
         num_sms = operator.index(num_sms)
@@ -121,7 +123,10 @@ def set_num_sms(num_sms: int | None) -> Setting:
 
 
 def set_pdl(enabled: bool) -> Setting:
-    """Turns programmatic dependent launch on or off."""
+    """Turns programmatic dependent launch on or off: whether a kernel's beginning overlaps its predecessor's end.
+
+    >>> with set_pdl(False): pass  # what is traced here
+    """
     return Setting(pdl=bool(enabled))
 
 
@@ -130,6 +135,8 @@ def set_target(target: Target | None) -> Setting:
 
     Raises:
       TypeError: `target` is neither a Target nor None.
+
+    >>> with set_target(H100): pass  # what is lowered for CUDA here needs no GPU
     """
     from jax_deepgemm.target import Target  # which imports this module
 
@@ -142,6 +149,8 @@ def set_cache_folder(folder: str | os.PathLike[str] | None) -> contextlib.Abstra
     """Sets the folder of compiled kernels, over JAX_DEEPGEMM_CACHE_DIR; "" turns the disk cache off, None undoes it.
 
     It holds for the process, also in a `with` statement, and is no part of jit's cache key.
+
+    >>> with set_cache_folder(""): pass  # nothing is kept on disk here
     """
     undo = contextlib.ExitStack()
     undo.callback(cache.override, cache.override(None if folder is None else os.fspath(folder)))

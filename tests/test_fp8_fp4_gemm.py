@@ -222,15 +222,3 @@ def test_gradients_are_refused_clearly():
     a, b = operands(16, 128, 128)
     with pytest.raises(NotImplementedError, match=r"fp8_fp4_gemm_nt cannot be differentiated: .*custom_vjp"):
         jax.grad(lambda s: fp8_fp4_gemm_nt((a.data, s), b).astype(jnp.float32).sum())(a.scale)
-
-
-@pytest.mark.parametrize("function", [fp8_fp4_gemm_nt, per_token_cast_to_fp4])
-def test_example_in_the_docstring(function):
-    import doctest
-
-    import jax_deepgemm
-
-    runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(function, "example", globs=vars(jax_deepgemm) | {"jnp": jnp}):
-        runner.run(test)
-    assert runner.summarize(verbose=False).attempted and not runner.failures

@@ -329,15 +329,3 @@ def test_gradients_are_refused_clearly(recipe, layout):
     a, b = laid_out(layout, *operands(16, 128, 128, recipe=recipe))
     with pytest.raises(NotImplementedError, match=r"fp8_gemm_nt cannot be differentiated: .*custom_vjp"):
         jax.grad(lambda s: GEMMS[layout]((a.data, s), b, recipe=recipe).astype(jnp.float32).sum())(a.scale)
-
-
-@pytest.mark.parametrize("function", [fp8_gemm_nt, per_channel_cast_to_fp8])
-def test_example_in_the_docstring(function):
-    import doctest
-
-    import jax_deepgemm
-
-    runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(function, "example", globs=vars(jax_deepgemm) | {"jnp": jnp}):
-        runner.run(test)
-    assert runner.summarize(verbose=False).attempted and not runner.failures

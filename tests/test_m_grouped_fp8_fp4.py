@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import functools
 
 import jax
@@ -206,9 +205,3 @@ def test_no_gradient():
     a, b, *_ = problem()
     with pytest.raises(NotImplementedError, match="cannot be differentiated"):
         jax.grad(lambda s: nt((a.data, s), b, jnp.asarray(INDEX)).astype(jnp.float32).sum())(a.scale)
-
-
-def test_example_in_the_docstring():
-    runner, names = doctest.DocTestRunner(), vars(jd) | {"jax": jax, "jnp": jnp}
-    (test,) = doctest.DocTestFinder().find(nt, "example", globs=names)
-    assert runner.run(test).attempted and not runner.failures

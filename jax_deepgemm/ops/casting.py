@@ -35,11 +35,16 @@ def per_token_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
 
     x: bfloat16, float16 or float32 [M, K], of any size.
     use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
+    gran_k: positive; 128 is what the GEMMs take.
 
     Returns data float8_e4m3fn [M, K] and scale float32 (or float8_e8m0fnu) [M, ceil(K / gran_k)]. A NaN or Inf in `x`
     makes the block it is in NaN.
 
     Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these.
+
+    >>> data, scale = per_token_cast_to_fp8(jnp.ones((4, 256)))
+    >>> data.dtype, scale.shape
+    (dtype(float8_e4m3fn), (4, 2))
     """
     if not isinstance(gran_k, int) or gran_k < 1:
         checks.fail(ValueError, "gran_k", "a positive number of columns", str(gran_k))
@@ -52,11 +57,16 @@ def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: Block
 
     x: bfloat16, float16 or float32 [N, K], of any size.
     use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
+    block: both positive; (128, 128) is what the GEMMs take.
 
     Returns data float8_e4m3fn [N, K] and scale float32 (or float8_e8m0fnu) [ceil(N / rows), ceil(K / columns)]. A NaN
     or Inf in `x` makes the block it is in NaN.
 
     Raises TypeError or ValueError, naming the argument, where `x` or `block` is none of these.
+
+    >>> data, scale = per_block_cast_to_fp8(jnp.ones((128, 256)))
+    >>> data.dtype, scale.shape
+    (dtype(float8_e4m3fn), (1, 2))
     """
     x = checks.array("x", x, _WIDE, "N, K")
     return quantise(x, straight=_checked_block(block), use_ue8m0=use_ue8m0)[0]
@@ -98,6 +108,9 @@ def cast_back_from_fp8(
     Returns `dtype` [M, K].
 
     Raises TypeError or ValueError, naming the argument, for other dtypes or a scale that fits no block.
+
+    >>> cast_back_from_fp8(per_block_cast_to_fp8(jnp.ones((128, 256)))).shape
+    (128, 256)
     """
     data, scale = checks.pair("x", x)
     data = checks.array("x", data, [jnp.float8_e4m3fn], "M, K")

@@ -68,6 +68,9 @@ def cast_back_from_fp4(
     Returns `dtype` [M, K].
 
     Raises TypeError or ValueError, naming the argument, for other dtypes or a scale that does not fit.
+
+    >>> cast_back_from_fp4(per_token_cast_to_fp4(jnp.ones((4, 64)))).shape
+    (4, 64)
     """
     data, scale = checks.pair("x", x)
     data = unpacked(checks.array("x", data, [jnp.float4_e2m1fn, jnp.uint8], "M, K"))

@@ -82,6 +82,11 @@ def fp8_fp4_gemm_nn(
 
     A scale is laid out as its data is. The rest is as for `fp8_fp4_gemm_nt`. The kernel wants K contiguous, so XLA
     transposes `b` in a pass over it: keep weights as `fp8_fp4_gemm_nt` takes them.
+
+    >>> a = per_token_cast_to_fp8(jnp.ones((4, 256)))
+    >>> b = jax.tree.map(jnp.transpose, per_token_cast_to_fp4(jnp.ones((128, 256)), use_ue8m0=True))
+    >>> fp8_fp4_gemm_nn(a, b).shape
+    (4, 128)
     """
     return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe, config)
 
@@ -102,6 +107,11 @@ def fp8_fp4_gemm_tn(
 
     A scale is laid out as its data is. The rest is as for `fp8_fp4_gemm_nt`. The kernel wants K contiguous, so XLA
     transposes both in passes over them.
+
+    >>> a = jax.tree.map(jnp.transpose, per_token_cast_to_fp8(jnp.ones((16, 256))))
+    >>> b = jax.tree.map(jnp.transpose, per_token_cast_to_fp4(jnp.ones((128, 256)), use_ue8m0=True))
+    >>> fp8_fp4_gemm_tn(a, b).shape
+    (16, 128)
     """
     return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe, config)
 
@@ -122,6 +132,11 @@ def fp8_fp4_gemm_tt(
 
     A scale is laid out as its data is. The rest is as for `fp8_fp4_gemm_nt`. The kernel wants K contiguous, so XLA
     transposes `a`, or has whatever computes it in the same jit write it so.
+
+    >>> a = jax.tree.map(jnp.transpose, per_token_cast_to_fp8(jnp.ones((16, 256))))
+    >>> b = per_token_cast_to_fp4(jnp.ones((128, 256)), use_ue8m0=True)
+    >>> fp8_fp4_gemm_tt(a, b).shape
+    (16, 128)
     """
     return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe, config)
 

@@ -93,6 +93,11 @@ def fp8_gemm_nn(
 
     A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
     contiguous, so XLA transposes `b`, or has whatever computes it in the same jit write it so.
+
+    >>> a = per_token_cast_to_fp8(jnp.ones((4, 256)))
+    >>> b = jax.tree.map(jnp.transpose, per_block_cast_to_fp8(jnp.ones((128, 256))))
+    >>> fp8_gemm_nn(a, b).shape
+    (4, 128)
     """
     return _gemm(("M, K", "K, N"), a, b, c, out_dtype, recipe, config)
 
@@ -115,6 +120,11 @@ def fp8_gemm_tn(
     A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
     contiguous, so XLA transposes both, or has whatever computes them in the same jit write them so. The scale of `a`
     is taken as it is.
+
+    >>> a = jax.tree.map(jnp.transpose, per_token_cast_to_fp8(jnp.ones((16, 256))))
+    >>> b = jax.tree.map(jnp.transpose, per_block_cast_to_fp8(jnp.ones((128, 256))))
+    >>> fp8_gemm_tn(a, b).shape
+    (16, 128)
     """
     return _gemm(("K, M", "K, N"), a, b, c, out_dtype, recipe, config)
 
@@ -137,6 +147,11 @@ def fp8_gemm_tt(
     A scale is laid out as its data is. The rest is as for `fp8_gemm_nt`. FP8 tensor cores multiply matrices with K
     contiguous, so XLA transposes `a`, or has whatever computes it in the same jit write it so. The scale of `a` is
     taken as it is.
+
+    >>> a = jax.tree.map(jnp.transpose, per_token_cast_to_fp8(jnp.ones((16, 256))))
+    >>> b = per_block_cast_to_fp8(jnp.ones((128, 256)))
+    >>> fp8_gemm_tt(a, b).shape
+    (16, 128)
     """
     return _gemm(("K, M", "N, K"), a, b, c, out_dtype, recipe, config)
 

@@ -78,6 +78,10 @@ def m_grouped_bf16_gemm_nn_contiguous(
     b: bfloat16 [G, K, N], N a multiple of 8.
 
     The rest is as for `m_grouped_bf16_gemm_nt_contiguous`. The kernel reads both as they lie in memory.
+
+    >>> a, b = jnp.ones((6, 256), jnp.bfloat16), jnp.ones((2, 256, 128), jnp.bfloat16)
+    >>> m_grouped_bf16_gemm_nn_contiguous(a, b, jnp.array([0, 0, 0, 1, 1, -1])).shape
+    (6, 128)
     """
     return _contiguous("G, K, N", a, b, grouped_layout, use_psum_layout, out_dtype, config)
 
@@ -110,6 +114,10 @@ def m_grouped_bf16_gemm_nt_masked(
     differentiated.
 
     The name is DeepGEMM's.
+
+    >>> a, b = jnp.ones((2, 4, 256), jnp.bfloat16), jnp.ones((2, 128, 256), jnp.bfloat16)
+    >>> m_grouped_bf16_gemm_nt_masked(a, b, jnp.array([3, 1]), 2).shape
+    (2, 4, 128)
     """
     dtype = checks.dtype("out_dtype", out_dtype, OUT_DTYPES, "bfloat16 or float32")
     a = checks.array("a", a, [jnp.bfloat16], "G, Mmax, K")

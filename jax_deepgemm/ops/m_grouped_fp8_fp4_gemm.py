@@ -87,6 +87,11 @@ def m_grouped_fp8_fp4_gemm_nn_contiguous(
     A scale is laid out as its data is. The rest is as for `m_grouped_fp8_fp4_gemm_nt_contiguous`. The kernel wants K
     contiguous, so XLA transposes `b` in a pass over it: keep weights as `m_grouped_fp8_fp4_gemm_nt_contiguous` takes
     them.
+
+    >>> a = per_token_cast_to_fp8(jnp.ones((6, 256)))
+    >>> b = jax.tree.map(lambda x: jnp.stack([x.T, x.T]), per_token_cast_to_fp4(jnp.ones((128, 256)), use_ue8m0=True))
+    >>> m_grouped_fp8_fp4_gemm_nn_contiguous(a, b, jnp.array([0, 0, 0, 1, 1, -1])).shape
+    (6, 128)
     """
     return _contiguous("G, K, N", a, b, grouped_layout, use_psum_layout, out_dtype, recipe, config)
 
@@ -121,6 +126,11 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     differentiated.
 
     The name is DeepGEMM's.
+
+    >>> a = jax.tree.map(lambda x: jnp.stack([x, x]), per_token_cast_to_fp8(jnp.ones((4, 256))))
+    >>> b = jax.tree.map(lambda x: jnp.stack([x, x]), per_token_cast_to_fp4(jnp.ones((128, 256)), use_ue8m0=True))
+    >>> m_grouped_fp8_fp4_gemm_nt_masked(a, b, jnp.array([3, 1]), 2).shape
+    (2, 4, 128)
     """
     recipe = checked_recipe(recipe)
     dtype = checks.dtype("out_dtype", out_dtype, OUT_DTYPES, "bfloat16 or float32")

@@ -83,6 +83,11 @@ def m_grouped_fp8_gemm_nn_contiguous(
 
     The rest is as for `m_grouped_fp8_gemm_nt_contiguous`. FP8 tensor cores multiply matrices with K contiguous, so XLA
     transposes `b`, or has whatever computes it in the same jit write it so.
+
+    >>> a = per_token_cast_to_fp8(jnp.ones((6, 256)))
+    >>> b = jax.tree.map(lambda x: jnp.stack([x.T, x.T]), per_block_cast_to_fp8(jnp.ones((128, 256))))
+    >>> m_grouped_fp8_gemm_nn_contiguous(a, b, jnp.array([0, 0, 0, 1, 1, -1])).shape
+    (6, 128)
     """
     return _contiguous("G, K, N", a, b, grouped_layout, use_psum_layout, out_dtype, config)
 
@@ -115,6 +120,11 @@ def m_grouped_fp8_gemm_nt_masked(
     differentiated.
 
     The name is DeepGEMM's.
+
+    >>> a = jax.tree.map(lambda x: jnp.stack([x, x]), per_token_cast_to_fp8(jnp.ones((4, 256))))
+    >>> b = jax.tree.map(lambda x: jnp.stack([x, x]), per_block_cast_to_fp8(jnp.ones((128, 256))))
+    >>> m_grouped_fp8_gemm_nt_masked(a, b, jnp.array([3, 1]), 2).shape
+    (2, 4, 128)
     """
     dtype = checks.dtype("out_dtype", out_dtype, OUT_DTYPES, "bfloat16 or float32")
     a = checks.quantized("a", a, "G, Mmax, K", RECIPE[0])
