@@ -29,6 +29,7 @@ SPLIT_US = 4.2  # the partial tiles' exchange ...
 SPLIT_STORE_US = 2.7  # ... for a tile of 128 x 128 ...
 SPLIT_PEER_US = 0.12  # ... and for each CTA of the cluster
 MULTICAST_US = 1.0  # for CTAs that wait for each other
+RUN_BLOCKS = 32  # from which on runs of tiles of 64 x 128 were timed
 RUNS_OF_64 = 0.96  # what tiles of 64 x 128 in runs take of the model's time: loads have fewer gaps
 
 ALIKE = 1.005  # prices closer than this say nothing where weights are streamed
@@ -46,7 +47,7 @@ LARGE_LAUNCH_US = 2.2
 LARGE_BYTES_PER_US = 4.5e6
 RUN_COLUMNS = (96, 112, 128, 144)  # of tiles that are worth running ahead in
 SHARED_M, SHARED_BLOCKS = 2048, 96  # from which on tiles of 256 x 128 may share A in pairs: less is read from L2 ...
-SHARED_US = 0.985  # ... and power, so the clock, is the limit there
+SHARED = 0.985  # ... and a block takes so much less: power, so the clock, is the limit there
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,7 +80,7 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[GemmConfig]:
                     yield from variants(rows, columns, False, m, n, blocks, num_sms)
                 if rows == 128 and columns in RUN_COLUMNS and blocks > 1:
                     yield GemmConfig(rows, columns, ahead=2)
-    if 128 < m <= LARGE_M and blocks >= 32:
+    if 128 < m <= LARGE_M and blocks >= RUN_BLOCKS:
         yield GemmConfig(64, 128, ahead=2)
     if m >= SHARED_M and blocks >= SHARED_BLOCKS and num_sms > 1:
         yield GemmConfig(256, 128, cluster_columns=2)
@@ -156,7 +157,7 @@ def _is_large(rows: int, columns: int, m: int) -> bool:
 def _large_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: int) -> float:
     clusters = ceil_div(m, c.rows) * ceil_div(ceil_div(n, c.columns), c.cluster)
     once, column = LARGE_BLOCK_US[c.rows, 2 if c.ahead else 0]
-    block = (once + column * c.columns) * (SHARED_US if c.multicast > 1 else 1)
+    block = (once + column * c.columns) * (SHARED if c.multicast > 1 else 1)
     border = LARGE_BORDER_US * c.rows * c.columns / (128 * 128) * out_bytes / 2
     border *= NARROW[math.gcd(c.columns * out_bytes, 128)]
     work = ceil_div(clusters, resident_clusters(c.cluster, num_sms)) * (ceil_div(k, BLOCK_K) * block + border)

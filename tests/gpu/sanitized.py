@@ -34,7 +34,7 @@ from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
-from jax_deepgemm.target import H100
+from jax_deepgemm.target import H100, Target
 from tests import fp4, helpers, k_grouped, m_grouped
 from tests.bf16 import GEMMS
 from tests.gpu import bf16_problems, casts, moe_cases, skip_head_mid
@@ -151,10 +151,10 @@ def main(*arguments: str) -> None:
     moe_cases.check()
     print("experts are right", flush=True)
     large = "large-tiles" in arguments
-    with_fp4_weights(LARGE_FP4_CASES * large)
-    with_fp4_weights(FP4_CASES)
-    with_fp4_weights_of_groups(LARGE_M_GROUPED_FP4_CASES * large)
-    with_fp4_weights_of_groups(M_GROUPED_FP4_CASES)
+    with_fp4_weights(LARGE_FP4_CASES * large, FP4_TARGET)
+    with_fp4_weights(FP4_CASES, TARGET)
+    with_fp4_weights_of_groups(LARGE_M_GROUPED_FP4_CASES * large, FP4_TARGET)
+    with_fp4_weights_of_groups(M_GROUPED_FP4_CASES, TARGET)
     with_groups_along_k(WHOLE_SIZES if "every-thread-arrives" in arguments else K_GROUPED_SIZES)
     with_groups_of_rows()
 
@@ -214,18 +214,18 @@ def with_groups_along_k(all_sizes: tuple[tuple[int, ...], ...]) -> None:
             print(config, "is right, with groups of", sizes, flush=True)
 
 
-def with_fp4_weights(cases: tuple[tuple[Any, int], ...]) -> None:
+def with_fp4_weights(cases: tuple[tuple[Any, int], ...], target: Target) -> None:
     kinds = itertools.cycle(fp4.KINDS.values())
     for config, num_sms in cases:
         use_ue8m0, recipe = next(kinds)
         a, b = fp4.operands(77, 264, 416, use_ue8m0=use_ue8m0, recipe=recipe)
-        with set_target(FP4_TARGET), set_num_sms(num_sms):
+        with set_target(target), set_num_sms(num_sms):
             run = native(functools.partial(fp8_fp4_gemm_nt, recipe=recipe), a, b, config=config)
         assert_close(run(a, b), fp4.oracle(a, b, recipe=recipe))
         print(config, "is right", flush=True)
 
 
-def with_fp4_weights_of_groups(cases: tuple[tuple[Any, bool], ...]) -> None:
+def with_fp4_weights_of_groups(cases: tuple[tuple[Any, bool], ...], target: Target) -> None:
     m = 77
     clamped = np.maximum.accumulate(np.clip(ENDS, 0, m))
     by_ends = m_grouped.index_of(np.diff(clamped, prepend=0), 0)
@@ -237,7 +237,7 @@ def with_fp4_weights_of_groups(cases: tuple[tuple[Any, bool], ...]) -> None:
         gemm = functools.partial(
             m_grouped_fp8_fp4_gemm_nt_contiguous, use_psum_layout=psum, recipe=recipe, config=config
         )
-        with set_target(FP4_TARGET), set_num_sms(2):
+        with set_target(target), set_num_sms(2):
             run = native(gemm, a, b, layout)
         wanted = m_grouped.oracle(*m_grouped.dequantised(a, b), by_ends if psum else by_rows)
         assert_close(run(a, b, layout), wanted)
