@@ -123,9 +123,7 @@ def test_memo_and_disk(sources: pathlib.Path, cache_dir: pathlib.Path, compiled:
     first = compile.compile_kernel(toy(), ARCH, sources=sources)
     assert compile.compile_kernel(toy(), ARCH, sources=sources) is first
     forget()
-    start = time.perf_counter()
     again = compile.compile_kernel(toy(), ARCH, sources=sources)
-    assert time.perf_counter() - start < 0.2  # about 1 ms: this only shows that nothing was compiled
     assert again == first
     assert len(compiled) == 1
     assert [path.suffix for path in cache_dir.iterdir()] == [".bin"]  # and no temporary file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,12 @@ def test_the_program_moves_nothing_on_a_gpu(has_c):
     assert moves(compiled) == []
 
 
+def on_a_clock(monkeypatch, took):
+    """The host's clock as `gpu_seconds` reads it: `took` has the seconds that each call of what is enqueued takes."""
+    readings = iter([reading for seconds in took for reading in (0.0, seconds)])
+    monkeypatch.setattr(stopwatch, "time", types.SimpleNamespace(perf_counter=lambda: next(readings)))
+
+
 def test_the_stopwatch_compiles_and_waits_no_shorter_than_the_host(monkeypatch):
     launch = stopwatch._plan([], [], {"nanoseconds": 10**6}, H100, current())
     compile.compile_kernel(launch.kernel, H100.arch)
@@ -91,7 +97,8 @@ def test_the_stopwatch_compiles_and_waits_no_shorter_than_the_host(monkeypatch):
         return np.asarray([next(stamps)], np.uint64).view(np.uint32)
 
     monkeypatch.setattr(stopwatch, "_stamp", stamp)
-    seconds, wait = stopwatch.gpu_seconds(lambda: time.sleep(0.01), 2**-7)
+    on_a_clock(monkeypatch, [0.01, 0.01, 0.001])
+    seconds, wait = stopwatch.gpu_seconds(lambda: None, 2**-7)
     assert (seconds, wait) == (pytest.approx((2**40 - 4993) * 1e-9), 2**-6)
     assert stopwatch.gpu_seconds(lambda: None, wait) == (pytest.approx((2**40 - 8) * 1e-9), wait)
     assert waits == [2**-7, 0.0, 2**-6, 0.0, 2**-6, 0.0]
@@ -99,4 +106,5 @@ def test_the_stopwatch_compiles_and_waits_no_shorter_than_the_host(monkeypatch):
 
 def test_the_longest_wait_is_taken_as_it_is(monkeypatch):
     monkeypatch.setattr(stopwatch, "_stamp", lambda wait: np.zeros(2, np.uint32))
-    assert stopwatch.gpu_seconds(lambda: time.sleep(0.2), stopwatch.LONGEST_WAIT) == (0.0, stopwatch.LONGEST_WAIT)
+    on_a_clock(monkeypatch, [0.2])
+    assert stopwatch.gpu_seconds(lambda: None, stopwatch.LONGEST_WAIT) == (0.0, stopwatch.LONGEST_WAIT)
