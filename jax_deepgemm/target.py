@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,16 +67,23 @@ def lowering_target(ctx: Any) -> Target | None:
             "jax_deepgemm.set_target(...) names the GPU to compile kernels for."
         )
         return None
-    targets = [Target.from_device(device) for device in devices]
-    supported = [target for target in targets if target is not None]
-    if len(supported) < len(targets):
-        device = devices[targets.index(None)]
-        warn_once(
-            f"jax_deepgemm has no kernels for {device.device_kind} (compute capability "
-            f"{getattr(device, 'compute_capability', 'unknown')}), so it takes its reference implementations."
-        )
-        return None
-    return min(supported, key=lambda target: target.num_sms)
+    target, why = common_target(devices)
+    if target is None:
+        warn_once(f"jax_deepgemm takes its reference implementations: {why}")
+    return target
+
+
+def common_target(devices: Sequence[Any]) -> tuple[Target | None, str]:
+    """What code for all of these GPUs is compiled for, None where one of them has no kernels; and why that."""
+    targets = []
+    for device in devices:
+        target = Target.from_device(device)
+        said = f"{device.device_kind} (compute capability {getattr(device, 'compute_capability', 'unknown')})"
+        if target is None:
+            return None, f"there are no kernels for {said}"
+        targets.append((target, said))
+    target, said = min(targets, key=lambda found: found[0].num_sms)
+    return target, f"there are kernels for {said}"
 
 
 def _cuda_devices(backend: Any) -> list[Any]:
