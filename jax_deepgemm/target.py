@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jax_deepgemm import config
+from jax_deepgemm import checks, config
 from jax_deepgemm.warn import warn_once
 
 _ARCHES = {"9.0": "sm_90a"}  # compute capability -> the architecture of our kernels for it
@@ -32,10 +32,10 @@ class Target:
     name: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not self.arch.startswith("sm_"):
+        if not isinstance(self.arch, str) or not self.arch.startswith("sm_"):
             raise ValueError(f"`arch` must be a real architecture such as sm_90a, got {self.arch!r}")
-        if self.num_sms <= 0 or self.smem_bytes <= 0:
-            raise ValueError(f"`num_sms` and `smem_bytes` must be positive, got {self.num_sms} and {self.smem_bytes}")
+        for name in ("num_sms", "smem_bytes"):
+            checks.integer(name, getattr(self, name), "a positive integer", 1)
 
     @staticmethod
     def from_device(device: Any) -> Target | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -68,9 +67,7 @@ def tune(function: Callable[..., Any], *args: Any, candidates: int = 16, again: 
     >>> a, b = per_token_cast_to_fp8(x), per_block_cast_to_fp8(w)
     >>> for found in tune(fp8_gemm_nt, a, b): print(found)
     """
-    candidates = operator.index(candidates)
-    if candidates < 1:
-        raise ValueError(f"`candidates` must be positive, got {candidates}")
+    candidates = checks.integer("candidates", candidates, "a positive integer", 1)
     target = _target()
     if cache.folder() is None:
         raise RuntimeError("`tune` stores its choices in the cache folder, which is turned off: see `set_cache_folder`")

@@ -172,7 +172,7 @@ def test_without_a_gpu_tune_says_so():
 
 
 def test_errors_of_tune(measuring):
-    with pytest.raises(ValueError, match="`candidates` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`candidates` must be a positive integer, got 0"):
         tune(fp8_gemm_nt, A, B, candidates=0)
     with set_target(dataclasses.replace(H100, num_sms=100)), pytest.raises(ValueError, match="`set_target` must name"):
         tune(fp8_gemm_nt, A, B)
