@@ -14,6 +14,9 @@ import pytest
 from jax_deepgemm import (
     fp8_fp4_gemm_nt,
     fp8_gemm_nt,
+    k_grouped_bf16_gemm_tn_contiguous,
+    k_grouped_cast_to_fp8,
+    k_grouped_fp8_gemm_tn_contiguous,
     m_grouped_fp8_fp4_gemm_nt_contiguous,
     m_grouped_fp8_gemm_nt_contiguous,
     moe_mlp,
@@ -24,10 +27,11 @@ from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
-from tests import bf16, fp4, helpers, m_grouped, moe
+from tests import bf16, fp4, helpers, k_grouped, m_grouped, moe
 from tests.bf16 import GEMMS
 from tests.emulator import SMALL, emulated
 from tests.emulator.emulate import EmulationError
@@ -94,6 +98,27 @@ def test_m_grouped(config: GemmConfig, psum: bool) -> None:
     with emulated():
         d = m_grouped_fp8_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=config)
     helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GemmConfig1d1d(256, 128, ahead=1), GemmConfig1d1d(64, 96), KGroupedBf16Config(128, 64, eager=True)],
+    ids=str,
+)
+def test_k_grouped(config: Any) -> None:
+    """Groups without rows first, in tiles that lie inside and tiles that do not: shared memory begins as NaN."""
+    ks, k = k_grouped.SIZES["neighbours"]
+    operands: Any = k_grouped.matrices(136, 264, k)
+    wanted, gemm = k_grouped.oracle(*operands, ks), k_grouped_bf16_gemm_tn_contiguous
+    if isinstance(config, GemmConfig1d1d):
+        gemm = k_grouped_fp8_gemm_tn_contiguous
+        operands = [k_grouped_cast_to_fp8(x, k_grouped.sizes(ks)) for x in operands]
+        wanted = k_grouped.quantised_oracle(*operands, ks, k)
+    with emulated(target=ROOMY) as kernels:
+        d = gemm(*operands, k_grouped.sizes(ks), config=config)
+    assert len(kernels) == 1
+    helpers.assert_close(d, wanted)
+    assert not np.any(np.asarray(d)[np.array(ks) == 0])
 
 
 # Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens.
