@@ -35,9 +35,9 @@ __device__ __forceinline__ u32 pack_e2m1(const u32* words, float by) {
     for (u32 i = 4; i-- > 0;) {
         constexpr u32 kElements = Words<In>::kElements;
         u32 first = Words<In>::magnitude(words[2 * i / kElements]);
-        u32 second = Words<In>::magnitude(words[(2 * i + 1) / kElements]);
-        // Else the mask becomes part of what takes the word apart, once for each half.
-        asm("" : "+r"(first), "+r"(second));
+        // Else the mask becomes part of what takes a word of two elements apart, once for each.
+        asm("" : "+r"(first));
+        const u32 second = kElements == 2 ? first : Words<In>::magnitude(words[(2 * i + 1) / kElements]);
         const u32 element = Words<In>::element(first, 0), other = Words<In>::element(second, 1);
         even = (even << 8) + e2m1_code(__fmul_rn(Words<In>::value(element), by));
         odd = (odd << 8) + e2m1_code(__fmul_rn(Words<In>::value(other), by));
