@@ -21,6 +21,7 @@ from jax_deepgemm import (
     m_grouped_fp8_gemm_nt_contiguous,
     moe_mlp,
     per_block_cast_to_fp8,
+    per_token_cast_to_fp4,
 )
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
@@ -35,7 +36,7 @@ from tests import bf16, fp4, helpers, k_grouped, m_grouped, moe
 from tests.bf16 import GEMMS
 from tests.emulator import SMALL, emulated
 from tests.emulator.emulate import EmulationError
-from tests.gpu import bf16_problems
+from tests.gpu import bf16_problems, casts
 from tests.gpu.problems import problem
 
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -203,6 +204,33 @@ def test_a_block_of_experts() -> None:
         got = moe_mlp(x, idx, weights, w13, w2)
     assert len(kernels) == 5
     assert helpers.relative_error(got, np.asarray(moe_mlp(x, idx, weights, w13, w2)).astype(np.float64)) < 1e-3
+
+
+# Shape, dtype, columns of a scale, UE8M0: accesses of every width, ends of tiles, scales and warps.
+FP4_CASTS = (
+    ((1, 2), BF16, 32, False),
+    ((3, 30), jnp.float16, 128, True),
+    ((33, 30), F32, 32, True),
+    ((77, 160), BF16, 32, True),
+    ((77, 416), jnp.float16, 32, False),
+    ((3, 516), BF16, 128, False),
+    ((130, 1000), F32, 128, False),
+    ((130, 1000), BF16, 128, True),
+)
+
+
+@pytest.mark.parametrize("shape, dtype, gran_k, use_ue8m0", FP4_CASTS)
+def test_cast_to_fp4_to_the_bit(shape: tuple[int, int], dtype: Any, gran_k: int, use_ue8m0: bool) -> None:
+    x = casts.values(shape, dtype)
+    if shape[0] > 2:
+        x[1] = np.resize(fp4.TIES, shape[1])
+        x[0, 0], x[-1, -1], x[-1, shape[1] // 2] = np.nan, np.inf, -np.inf
+    cast = functools.partial(per_token_cast_to_fp4, gran_k=gran_k, use_ue8m0=use_ue8m0)
+    with emulated() as kernels:
+        got = cast(jnp.asarray(x))
+    assert kernels == ["sm90_cast_fp4"]
+    for result, wanted in zip(got, cast(jnp.asarray(x)), strict=True):
+        assert casts.same_apart_from_nan(result, wanted), casts.differences(result, wanted)
 
 
 RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"

@@ -147,6 +147,7 @@ def main(*arguments: str) -> None:
             skip_head_mid.run_and_check((64, 8, 32), config, m=77, heads=3, k=272)
         print(config, "is right, with free columns", flush=True)
     casts.check(casts.values((130, 140), BF16))
+    casts.check_fp4(casts.values((130, 140), BF16))
     print("casts are right", flush=True)
     moe_cases.check()
     print("experts are right", flush=True)
