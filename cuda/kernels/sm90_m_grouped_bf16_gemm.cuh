@@ -14,6 +14,6 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     using Walk = typename Gemm::Walk;
     Gemm::run(rows_map, columns_map, d_map, d, d, m, n, k, [&](const typename Gemm::Shared& shared) {
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
-                                                                 ceil_div(n, Walk::kTileN));
+                                                                 Walk::tiles_across(n));
     });
 }

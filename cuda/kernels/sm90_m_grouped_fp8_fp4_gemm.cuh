@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(Fp4Layout<Config>::kThreads, 1)
     using Walk = typename Gemm::Walk;
     const auto prepare = [&](const typename Gemm::Shared& shared) {
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
-                                                                 ceil_div(n, Walk::kTileN));
+                                                                 Walk::tiles_across(n));
     };
     Gemm::run(weights_map, tokens_map, d_map, scales_a, scales_b, d, d, m, n, k, row_scales, prepare);
 }

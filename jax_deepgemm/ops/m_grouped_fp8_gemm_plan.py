@@ -44,10 +44,9 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         getattr(problem, name) for name in ("m", "n", "k", "groups", "out_bytes", "smem_bytes")
     )
     stages = tile.stages(out_bytes, smem_bytes)
-    if stages < 2 or tile.multicast > 1:
+    if stages < 2 or tile.cluster_rows > 1 or (tile.swap and tile.multicast > 1):
         raise ValueError(
-            f"{tile} must share no operand and have room for two stages in {smem_bytes} bytes of shared memory, "
-            f"got {stages}"
+            f"{tile} must not share B and have room for two stages in {smem_bytes} bytes of shared memory, got {stages}"
         )
     store = tile.store(out_bytes, smem_bytes)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
@@ -72,7 +71,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         shared_memory=tile.shared_memory(out_bytes, smem_bytes) + problem.table_bytes,
         pdl=pdl,
         arguments=(
-            operand(rows, tile.rows),
+            operand(rows, tile.rows // tile.cluster_columns),
             operand(columns, tile.columns),
             store_map(d, m, n, out_bytes, store),
             Pointer(a_scale),
