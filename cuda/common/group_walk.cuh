@@ -16,6 +16,8 @@ struct GroupWalk {
     static_assert(Config::kClusterRows == 1, "tiles below each other may be of several groups");
     static_assert(kBeside == 1 || (!Config::kSwap && kSplitK == 1), "tiles beside each other share rows of A");
 
+    // Rows of A that are wgmma's columns are loaded 32 at once, as many as the group has.
+    static constexpr u32 kColumnBox = Config::kSwap && Config::kColumns % 32 == 0 ? 32 : Config::kColumns;
     static constexpr bool kStacked = true;              // B is
     static constexpr bool kEndsInside = !Config::kSwap;  // a tile may have rows that nobody needs
 
@@ -39,7 +41,7 @@ struct GroupWalk {
         rank = kPerCluster > 1 ? cluster_rank() : 0;
         first = blockIdx.x / kPerCluster;
         step = gridDim.x / kPerCluster;
-        const u32 all = ceil_div(k, kBlock), part = kSplitK > 1 ? rank : 0;
+        const u32 all = ceil_div(k, kBlock), part = kBeside > 1 ? 0 : rank;
         k_begin = all * part / kSplitK;
         k_blocks = all * (part + 1) / kSplitK - k_begin;
     }
@@ -66,6 +68,11 @@ struct GroupWalk {
         const u32 column = tile.column * kBeside + (kBeside > 1 ? rank : 0);
         return {tile.row * Config::kRows + (Config::kSwap ? 0 : entry.start),
                 column * Config::kColumns + (Config::kSwap ? entry.start : 0)};
+    }
+
+    // Of a tile, from `column` of wgmma's on.
+    __device__ __forceinline__ u32 column_boxes(u32 column) const {
+        return min(Config::kColumns / kColumnBox, ceil_div(end - column, kColumnBox));
     }
 
     // Whether 64 of its rows from `row` of D on are of any use.

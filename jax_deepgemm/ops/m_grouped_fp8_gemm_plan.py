@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
+TOKEN_BOX = 32  # rows of A that are loaded at once where they are wgmma's columns
+
 
 def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
@@ -72,7 +74,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         pdl=pdl,
         arguments=(
             operand(rows, tile.rows // tile.cluster_columns),
-            operand(columns, tile.columns),
+            operand(columns, column_box(tile)),
             store_map(d, m, n, out_bytes, store),
             Pointer(a_scale),
             Pointer(b_scale),
@@ -81,3 +83,8 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
             *(Scalar(value, "uint32") for value in (m, n, k, groups)),
         ),
     )
+
+
+def column_box(tile: GemmConfig) -> int:
+    """Rows of B, or of A with swapped operands, of which no more are loaded than a group has, rounded up to this."""
+    return TOKEN_BOX if tile.swap and tile.columns % TOKEN_BOX == 0 else tile.columns
