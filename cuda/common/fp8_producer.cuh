@@ -50,7 +50,8 @@ struct Fp8Producer {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                const u32 boxes = kSomeColumns ? walk.column_boxes(corner.column) : 1;
+                u32 boxes = Config::kColumns / Walk::kColumnBox;
+                if constexpr (kSomeColumns) boxes = walk.column_boxes(corner.column);
                 full.arrive_expect_bytes(count * (kSomeColumns ? Layout::kRowsBytes + boxes * kBoxBytes : Layout::kBlockBytes));
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {

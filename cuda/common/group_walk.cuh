@@ -16,8 +16,11 @@ struct GroupWalk {
     static_assert(Config::kClusterRows == 1, "tiles below each other may be of several groups");
     static_assert(kBeside == 1 || (!Config::kSwap && kSplitK == 1), "tiles beside each other share rows of A");
 
-    // Rows of A that are wgmma's columns are loaded 32 at once, as many as the group has.
-    static constexpr u32 kColumnBox = Config::kSwap && Config::kColumns % 32 == 0 ? 32 : Config::kColumns;
+    // Rows of A that are wgmma's columns are loaded in such boxes, as many as the group has rows for.
+    static constexpr u32 kColumnBox = [] {
+        if constexpr (requires { Config::kColumnBox; }) return static_cast<u32>(Config::kColumnBox);
+        return static_cast<u32>(Config::kColumns);
+    }();
     static constexpr bool kStacked = true;              // B is
     static constexpr bool kEndsInside = !Config::kSwap;  // a tile may have rows that nobody needs
 

@@ -56,6 +56,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         ("kScaleN", SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kUnroll", sm90.unroll(tile, problem.rows)),
+        *((("kColumnBox", TOKEN_BOX),) if column_box(tile) < tile.columns else ()),
         ("Groups", problem.kind),
     )
     a, a_scale, b, b_scale, layout, d = range(6)
