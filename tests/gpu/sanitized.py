@@ -109,6 +109,7 @@ M_GROUPED_LAYOUTS = {
     "masked": (-3, 1000, 2**31 - 1, 20),
 }
 M_GROUPED_CONFIGS = (
+    GemmConfig(128, 64, cluster_columns=2),
     GemmConfig(128, 64, ahead=2),
     GemmConfig(64, 16, swap=True, split_k=2),
     Bf16GemmConfig(128, 48),
