@@ -20,16 +20,17 @@ struct Fp8ByRowsLoop {
     static_assert(Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
     static_assert(!kLate || Layout::kOutStages + 2 <= Config::kStages, "two blocks of K beside the last tile's result");
 
-    // One block of K. `before` is done while the first product is under way, before anything is added to `sum`.
+    // One block of K. `before` is done while the first product is under way, before anything is added to `sum`. `landed`:
+    // whether the tiles were seen to be there by the block before, and whether the next one's are.
     template <class Before>
     static __device__ __forceinline__ void block(const Shared& shared, float (&sum)[kWaves][kAccumulators],
-                                                 Pipeline& pipe, u32 group, Fragment at, u32 shift, u32 lane,
-                                                 Before before) {
+                                                 Pipeline& pipe, bool& landed, u32 group, Fragment at, u32 shift,
+                                                 u32 lane, Before before) {
         const u32 ring = wgmma_tile(shared_address(shared.base));
         typename Scaling::Scales scales;
         // Tiles are waited for first: nothing but the turn is left, then, between the reading of scales and the product.
         // Two waves without turns are faster the other way.
-        if constexpr (kTurns) shared.full(pipe.stage).wait(pipe.phase);
+        if (kTurns && !landed) shared.full(pipe.stage).wait(pipe.phase);
         shared.scales_full(pipe.stage).wait(pipe.phase);
         scales.read(shared, pipe.stage, group * 64 + at.row, at.column);
         if constexpr (!kTurns) shared.full(pipe.stage).wait(pipe.phase);
@@ -44,6 +45,11 @@ struct Fp8ByRowsLoop {
             Gemm::multiply(product, ring, pipe.stage, row);
             if constexpr (kTurns) Gemm::pass_turn(group);
             if (w == 0) before();
+            if constexpr (kTurns) {
+                Pipeline next = pipe;
+                next.advance();
+                landed = shared.full(next.stage).passed(next.phase);
+            }
             wgmma_wait<0>();
             wgmma_pin(product);
             if (w == kWaves - 1 && !Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
@@ -88,7 +94,8 @@ struct Fp8ByRowsLoop {
             };
             const auto nothing = [] {};
             if constexpr (kAhead == 1) {
-                const auto one = [&](auto before) { block(shared, sum, pipe, group, at, shift, lane, before); };
+                bool landed = false;
+                const auto one = [&](auto before) { block(shared, sum, pipe, landed, group, at, shift, lane, before); };
                 u32 left = walk.k_blocks;
                 one(begin), --left;
                 if constexpr (kLate) {  // the store has two blocks' time to read

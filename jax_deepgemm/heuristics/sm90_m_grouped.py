@@ -20,7 +20,6 @@ EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
 UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
-LARGE_WEIGHTS = 20e6  # elements of a group's, beyond which tiles of 256 rows read them less often
 MANY_ROWS = 2048  # of a group, beyond which what a tile of 256 has beyond them is little
 
 
@@ -38,7 +37,7 @@ def ranked(
     """All candidates for that problem, the cheapest first; never none."""
     sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
-    best = _measured(rows, expected, n * k)
+    best = _measured(rows, expected)
     if best is not None and best.stage_blocks * BLOCK_K <= k and best not in found:
         found.append(best)
     fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= 3]
@@ -49,16 +48,16 @@ def ranked(
     return sorted(fitting, key=lambda c: (c != best, price(c), -c.stage_blocks))
 
 
-def _measured(rows: int, expected: bool, weights: int) -> GemmConfig | None:
-    """What was fastest on an H100 for so many rows, where the model does not see it."""
+def _measured(rows: int, expected: bool) -> GemmConfig | None:
+    """What was fastest on an H200 for so many rows, where the model does not see it."""
+    if rows > MANY_ROWS or (expected and 128 < rows <= 256):
+        return GemmConfig(256, 128, cluster_columns=2)
     if rows > 256:
-        return GemmConfig(256 if weights > LARGE_WEIGHTS or rows > MANY_ROWS else 192, 128)
+        return GemmConfig(192, 128)
     if rows > 128:
         return GemmConfig(128, 128, ahead=2)
     if expected and 16 < rows <= 24:
         return GemmConfig(64, 32, swap=True, stage_blocks=4)
-    if not expected and 48 < rows <= 64:
-        return GemmConfig(128, 128, swap=True)
     if not expected and 2 < rows <= 6:
         return GemmConfig(128, 16, swap=True, stage_blocks=2)
     return None
