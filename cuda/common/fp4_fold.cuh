@@ -8,11 +8,15 @@
 #pragma once
 #include "common/fp4_decode.cuh"
 
-// Four values, the lower 16 bits of `codes`, negated. `prmt` takes their lower three bits for the number of a byte; the
-// fourth replaces the byte by its sign, eight times: of 0x40 nothing is left.
-__device__ __forceinline__ u32 decode_negated(u32 codes, Fp4Table table) {
-    const u32 positive = permute_bytes(0x40404040, 0x40404040, codes);
-    return positive * 2 + permute_bytes(table.low, table.high, codes & 0x7777);
+// Eight values, negated: the first four, and the others. `prmt` takes the lower three bits of a nibble for the number of a
+// byte; the fourth replaces the byte by its sign, eight times: of 0x40 nothing is left. It looks at four nibbles alone, the
+// lower ones.
+__device__ __forceinline__ uint2 decode_negated(u32 codes, Fp4Table table) {
+    const u32 magnitudes = codes & 0x77777777;
+    const auto decode = [&](u32 signs, u32 four) {
+        return permute_bytes(0x40404040, 0x40404040, signs) * 2 + permute_bytes(table.low, table.high, four);
+    };
+    return {decode(codes, magnitudes), decode(codes >> 16, magnitudes >> 16)};
 }
 
 template <class Scales>
@@ -21,6 +25,7 @@ struct RowFold;
 template <>
 struct RowFold<Ue8m0By32> {
     static constexpr u32 kAhead = 4;
+    static constexpr bool kGroupsByLanes = true;
     static constexpr int kSpread = Ue8m0By32::kHighest - Ue8m0By32::kLowest;
 
     // Together: the exponents less the least that fits beside the largest, and the scale that goes with it. Apart: the
@@ -62,6 +67,7 @@ struct RowFold<Ue8m0By32> {
 template <>
 struct RowFold<FloatBy32> {
     static constexpr u32 kAhead = 2;
+    static constexpr bool kGroupsByLanes = false;
 
     struct alignas(16) Fold {
         float scales[4];
@@ -85,6 +91,7 @@ struct RowFold<FloatBy32> {
 template <>
 struct RowFold<FloatBy128> {
     static constexpr u32 kAhead = 4;
+    static constexpr bool kGroupsByLanes = true;
 
     struct Fold {
         float common;

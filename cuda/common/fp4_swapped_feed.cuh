@@ -1,5 +1,9 @@
-// The warps that feed a GEMM whose FP4 weights stay packed in shared memory: one asks TMA for the tiles, the others write the
-// scales of 64 rows of weights each, and the tokens'.
+// The warps that feed a GEMM whose FP4 weights stay packed in shared memory: one asks TMA for weights, the others write the
+// scales of 64 rows of them each, and fetch the tokens and their scales.
+//
+// Tokens lie in an order in which all that a thread decodes of a row lies together in memory. wgmma takes four bytes at a
+// time from each of four lanes, so such fours change places, of the 32 that a block of K has. TMA moves no less than 16
+// bytes, so they come by `cp.async`.
 #pragma once
 #include "common/fp4_swapped_layout.cuh"
 #include "common/gemm_walk.cuh"
@@ -15,6 +19,7 @@ struct Fp4SwappedFeed {
     using Rows = RowFold<typename Config::Scales>;
     static constexpr u32 kUnitBlocks = Layout::kUnitBlocks;
     static constexpr u32 kThreads = Layout::kRowGroups * 32;
+    static constexpr bool kGroupsByLanes = Rows::kGroupsByLanes;
 
     // The scales of a row's unit.
     struct alignas(sizeof(Raw) == 4 ? 8 : 16) RawUnit {
@@ -23,34 +28,30 @@ struct Fp4SwappedFeed {
 
     const Shared& shared;
     const Walk walk;
-    u32 m, n, blocks;  // of all of K
+    u32 m, n, k, blocks;  // of all of K
 
     __device__ __forceinline__ u32 blocks_of(u32 unit) const {
         return min(kUnitBlocks, blocks - (walk.k_begin + unit) * kUnitBlocks);
     }
 
     // Run by one thread.
-    __device__ __forceinline__ void load_tiles(const TensorMap& weights_map, const TensorMap& tokens_map) const {
+    __device__ __forceinline__ void load_weights(const TensorMap& weights_map) const {
         const u64 policy = l2_evict_first();
         typename Walk::OwnPace walk = this->walk;
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const Tile corner = walk.corner(index);
-            const u32 weights_row = walk.rows_at(corner.row, n);
+            const u32 row = walk.rows_at(walk.corner(index).row, n);
 #pragma unroll 1
             for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
-                const u32 count = blocks_of(i), at_k = (walk.k_begin + i) * Layout::kUnitK;
+                const u32 at_k = (walk.k_begin + i) * Layout::kUnitK;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
-                full.arrive_expect_bytes(Layout::kWeightsBytes + count * Layout::kTokensBytes);
+                full.arrive_expect_bytes(Layout::kWeightsBytes);
                 if constexpr (Config::kReadBOnce) {
-                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, weights_row, policy);
+                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row, policy);
                 } else {
-                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, weights_row);
+                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row);
                 }
-#pragma unroll 1
-                for (u32 j = 0; j < count; ++j)
-                    tma_load_2d(shared.tokens(pipe.stage, j), tokens_map, full, at_k + j * kBlockK, corner.column);
             }
         }
     }
@@ -132,22 +133,33 @@ struct Fp4SwappedFeed {
         }
     };
 
-    // The tokens' scales of a unit, by all lanes of all warps.
-    __device__ __forceinline__ void copy_token_scales(const float* scales_a, u32 stage, u32 unit, u32 m0,
-                                                      u32 thread) const {
-        const u32 items = blocks_of(unit) * Config::kColumns;
-        scales_a += static_cast<u64>(walk.k_begin + unit) * kUnitBlocks * m + m0;
+    // The tokens of a unit and their scales, by all warps of its turn. Beyond the last token nobody reads.
+    __device__ __forceinline__ void copy_tokens(const u8* tokens, const float* scales_a, u32 stage, u32 unit, u32 m0,
+                                                u32 group, u32 lane) const {
+        const u32 block = (walk.k_begin + unit) * kUnitBlocks, count = min(Config::kColumns, m - m0);
+        scales_a += static_cast<u64>(block) * m + m0;
 #pragma unroll 1
-        for (u32 i = thread; i < items; i += kThreads) {
+        for (u32 i = group * 32 + lane; i < blocks_of(unit) * Config::kColumns; i += kThreads) {
             const u32 j = i / Config::kColumns, column = i % Config::kColumns;
-            if (m0 + column < m)
-                async_copy<4>(shared.token_scales(stage, j) + column, scales_a + j * m + column);
+            if (column < count) async_copy<4>(shared.token_scales(stage, j) + column, scales_a + j * m + column);
+        }
+        // Of the four bytes of K number `lane`: the eighth of a row of 128 where they go, and their quarter of that.
+        const u32 eighth = kGroupsByLanes ? lane % 8 : lane / 8 * 2 + lane % 2;
+        const u32 quarter = kGroupsByLanes ? lane / 8 : lane / 2 % 4;
+        const u32 at_k = block * kBlockK + 4 * lane, to = shared_address(shared.tokens(stage, 0)) + eighth * 16 + quarter * 4;
+        const bool first = at_k < k, second = at_k + kBlockK < k;
+        tokens += static_cast<u64>(m0 + group) * k + at_k;
+#pragma unroll 4
+        for (u32 row = group; row < count; row += Layout::kRowGroups, tokens += Layout::kRowGroups * k) {
+            const u32 at = row * kBlockK + (to ^ row % 8 * 16);
+            async_copy_or_zeros(at, tokens, first);
+            async_copy_or_zeros(at + Layout::kTokensBytes, tokens + kBlockK, second);
         }
     }
 
     // Run by the warps of the rows `group`, of which this is number `turn`.
-    __device__ __forceinline__ void write_scales(const float* scales_a, const Raw* scales_b, u32 row_scales, u32 group,
-                                                 u32 turn, u32 lane) const {
+    __device__ __forceinline__ void write_scales(const u8* tokens, const float* scales_a, const Raw* scales_b,
+                                                 u32 row_scales, u32 group, u32 turn, u32 lane) const {
         if (walk.k_blocks == 0) return;
         u8* const lane_raw = shared.raw(group * Layout::kScaleWarps + turn) + lane * Layout::kRawRowBytes;
         Copies copies(*this, scales_b, row_scales, group * 64 + lane, lane_raw, turn);
@@ -158,7 +170,7 @@ struct Fp4SwappedFeed {
         for (Cursor at(walk, turn); at.valid(); at.advance()) {
             Barrier& full = shared.full(stage);
             shared.empty(stage).wait(phase ^ 1);
-            copy_token_scales(scales_a, stage, at.unit, at.first_token(), group * 32 + lane);
+            copy_tokens(tokens, scales_a, stage, at.unit, at.first_token(), group, lane);
             full.arrive_after_async_copies();
             async_copy_wait<Layout::kAhead - 1>();
             const u8* const raw = lane_raw + copies.slot * Layout::kRawBytes;  // the next to be written to

@@ -102,7 +102,7 @@ def launch(
         pdl=pdl,
         arguments=(
             weights_map(b, n, k, parts.weight_rows),
-            tokens_map(a, m, k, tile.tile_m),
+            tokens_of(tile, a, m, k),
             *(store_map(d, m, n, out_bytes, store) for store in parts.stores),
             Pointer(a_scale),
             Pointer(b_scale),
@@ -121,8 +121,11 @@ def weights_map(buffer: int, n: int, k: int, rows: int) -> TensorMap:
     return TensorMap(buffer, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, rows), swizzle=128)
 
 
-def tokens_map(buffer: int, m: int, k: int, rows: int) -> TensorMap:
-    return TensorMap(buffer, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, rows), swizzle=128)
+def tokens_of(tile: TileConfig, buffer: int, m: int, k: int) -> TensorMap | Pointer:
+    """As the kernel loads them: for few of them not by boxes, which cannot change the order of so few bytes of K."""
+    if isinstance(tile, Fp4SwappedConfig):
+        return Pointer(buffer)
+    return TensorMap(buffer, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128)
 
 
 def row_scales(k: int, scales: Scales) -> Scalar:
