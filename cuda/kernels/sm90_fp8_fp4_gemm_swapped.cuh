@@ -32,6 +32,7 @@ struct Sm90Fp8Fp4GemmSwapped {
     static constexpr u32 kMathThreads = Layout::kMathGroups * 128;
     // Registers are handed out to four warps at once.
     static constexpr u32 kRegisters = 65536 / align_up(Layout::kThreads, 128);
+    static constexpr bool kStraight = 2 * kAccumulators + 40 <= kRegisters;
     static constexpr bool kPairs = 2 * kAccumulators + 80 <= kRegisters;
     static constexpr bool kTwoProducts = 3 * kAccumulators + 80 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
@@ -65,10 +66,10 @@ struct Sm90Fp8Fp4GemmSwapped {
     };
 
     // Of the thread's rows of weights, where it reads them in shared memory: of the upper one, its number among eight, and
-    // the lane's among four.
+    // the lane's among four. `forties` as in `decode_negated`.
     struct Weights {
         const u8* from;
-        u32 swizzle, quarter;
+        u32 swizzle, quarter, forties;
 
         __device__ __forceinline__ u32 word(u32 block, u32 i, u32 row) const {
             return *reinterpret_cast<const u32*>(from + (block * 4 + i ^ swizzle) * 16 + quarter * 4 + row * 128);
@@ -116,16 +117,18 @@ struct Sm90Fp8Fp4GemmSwapped {
     using Fragments = u32[kBlockK / 32][4];
 
     static __device__ __forceinline__ void decode(u32 (&a)[4], u32 upper, u32 lower, Fp4Table upper_table,
-                                                  Fp4Table lower_table) {
-        const uint2 first = decode_negated(upper, upper_table), second = decode_negated(lower, lower_table);
+                                                  Fp4Table lower_table, u32 forties) {
+        const uint2 first = decode_negated(upper, upper_table, forties);
+        const uint2 second = decode_negated(lower, lower_table, forties);
         a[0] = first.x, a[1] = second.x, a[2] = first.y, a[3] = second.y;
     }
 
     static __device__ __forceinline__ void decode(Fragments& a, const Codes& codes, const Fold& upper, const Fold& lower,
-                                                  u32 quarter) {
-        const Tables uppers(upper, quarter), lowers(lower, quarter);
+                                                  const Weights& weights) {
+        const Tables uppers(upper, weights.quarter), lowers(lower, weights.quarter);
 #pragma unroll
-        for (u32 i = 0; i < kBlockK / 32; ++i) decode(a[i], codes.upper[i], codes.lower[i], uppers[i], lowers[i]);
+        for (u32 i = 0; i < kBlockK / 32; ++i)
+            decode(a[i], codes.upper[i], codes.lower[i], uppers[i], lowers[i], weights.forties);
     }
 
     static __device__ __forceinline__ void issue(float (&product)[kAccumulators], const Fragments& a, u64 tokens) {
@@ -149,9 +152,9 @@ struct Sm90Fp8Fp4GemmSwapped {
         const Codes codes2 = weights.read(1);
         const Fold upper2 = second.folds[0], lower2 = second.folds[8];
         const TokenScales scales(first.token_scales), scales2(second.token_scales);
-        decode(a[0], codes, upper, lower, weights.quarter);
+        decode(a[0], codes, upper, lower, weights);
         issue(product[0], a[0], first.tokens);
-        decode(a[1], codes2, upper2, lower2, weights.quarter);
+        decode(a[1], codes2, upper2, lower2, weights);
         if constexpr (kTwoProducts) {
             issue(product[1], a[1], second.tokens);
             wgmma_wait<1>();
@@ -174,11 +177,11 @@ struct Sm90Fp8Fp4GemmSwapped {
             const Codes codes = weights.read(block);
             Fragments a;
 #pragma unroll
-            for (u32 e = 0; e < kBlockK / 32; ++e) decode(a[e], codes.upper[e] & mine, codes.lower[e] & mine, {}, {});
+            for (u32 e = 0; e < kBlockK / 32; ++e) decode(a[e], codes.upper[e] & mine, codes.lower[e] & mine, {}, {}, weights.forties);
             issue(product, a, tokens);
         } else {
             u32 a[4];
-            decode(a, weights.word(block, i, 0), weights.word(block, i, 8), {}, {});
+            decode(a, weights.word(block, i, 0), weights.word(block, i, 8), {}, {}, weights.forties);
             wgmma_pin(product);
             wgmma_fence();
             WgmmaE4m3Rs<kColumns>::template run<false>(product, a, tokens + 2 * i);
@@ -186,22 +189,26 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
     }
 
+    // A block whose scales fold.
     static __device__ __forceinline__ void multiply(float (&sum)[kAccumulators], const Weights& weights, u32 number,
-                                                    const Block& block, bool together) {
+                                                    const Block& block) {
         float product[kAccumulators];
-        if (together) {
-            const Codes codes = weights.read(number);
-            const Fold upper = block.folds[0], lower = block.folds[8];
-            Fragments a;
-            decode(a, codes, upper, lower, weights.quarter);
-            issue(product, a, block.tokens);
-            wgmma_wait<0>();
-            wgmma_pin(product);
-            promote(sum, product, TokenScales(block.token_scales), upper.scale(), lower.scale());
-            return;
-        }
+        const Codes codes = weights.read(number);
+        const Fold upper = block.folds[0], lower = block.folds[8];
+        Fragments a;
+        decode(a, codes, upper, lower, weights);
+        issue(product, a, block.tokens);
+        wgmma_wait<0>();
+        wgmma_pin(product);
+        promote(sum, product, TokenScales(block.token_scales), upper.scale(), lower.scale());
+    }
+
+    // A block of which each 32 of K has its own scales.
+    static __device__ __forceinline__ void multiply_by_groups(float (&sum)[kAccumulators], const Weights& weights,
+                                                              u32 number, const Block& block) {
+        float product[kAccumulators];
 #pragma unroll 1
-        for (u32 i = 0; i < kBlockK / 32; ++i) {  // each 32 of K with its own scales
+        for (u32 i = 0; i < kBlockK / 32; ++i) {
             issue_group(product, weights, number, i, block.tokens);
             wgmma_wait<0>();
             wgmma_pin(product);
@@ -258,6 +265,7 @@ struct Sm90Fp8Fp4GemmSwapped {
         // Rows change places, so that eight lanes, which read 16 bytes each at once, are at rows of other banks.
         const u32 eighth = lane / 8 + lane / 4 % 2 * 4;
         const u32 row = rows * 64 + thread / 32 % 4 * 16 + eighth, column = lane % 4 * 2;
+        const u32 forties = keep_forties(k);
         Walk walk(shared, m, n, k);
         const u32 blocks = ceil_div(k, kBlockK) - walk.k_begin * Layout::kUnitBlocks;
         // Units are numbered through all tiles, and groups take turns: this one's next, and the tile's first.
@@ -271,13 +279,25 @@ struct Sm90Fp8Fp4GemmSwapped {
                 const u32 count = min(Layout::kUnitBlocks, blocks - (next - first) * Layout::kUnitBlocks);
                 shared.full(stage).wait(phase);
                 fence_async_proxy();  // tokens have come by `cp.async`, and are read by the tensor cores
-                const Weights weights{shared.weights(stage) + row * 128, eighth, lane % 4};
-                if (kPairs && count == 2 && shared.together(stage, 0)[rows] && shared.together(stage, 1)[rows]) {
-                    multiply_pair(sum, weights, Block(shared, stage, 0, row, column), Block(shared, stage, 1, row, column));
+                const Weights weights{shared.weights(stage) + row * 128, eighth, lane % 4, forties};
+                const u32 together = *shared.together(stage, rows);
+                if (kStraight && count == 2 && together == 3) {
+                    const Block first(shared, stage, 0, row, column), second(shared, stage, 1, row, column);
+                    if constexpr (kPairs) {
+                        multiply_pair(sum, weights, first, second);
+                    } else {
+                        multiply(sum, weights, 0, first), multiply(sum, weights, 1, second);
+                    }
                 } else {
 #pragma unroll 1
-                    for (u32 j = 0; j < count; ++j)
-                        multiply(sum, weights, j, Block(shared, stage, j, row, column), shared.together(stage, j)[rows]);
+                    for (u32 j = 0; j < count; ++j) {
+                        const Block block(shared, stage, j, row, column);
+                        if (together >> j & 1) {
+                            multiply(sum, weights, j, block);
+                        } else {
+                            multiply_by_groups(sum, weights, j, block);
+                        }
+                    }
                 }
                 arrive_warp(shared.empty(stage), lane);
                 stage += kKGroups;
@@ -307,8 +327,8 @@ struct Sm90Fp8Fp4GemmSwapped {
         if (warp == kMathWarps) {
             const u32 lane = threadIdx.x % 32;
             if (lane < Config::kStages) {
-                // The expected bytes, each warp of scales and its lanes' copies; the warps that read it.
-                shared.full(lane).init(1 + Layout::kRowGroups * (32 + kWarpArrivals));
+                // The expected bytes, the lanes that copy tokens, each warp of scales; the warps that read it.
+                shared.full(lane).init(1 + 32 + Layout::kRowGroups * kWarpArrivals);
                 shared.empty(lane).init(Layout::kRowGroups * 4 * kWarpArrivals);
             }
             if (lane == 0) {
@@ -333,10 +353,10 @@ struct Sm90Fp8Fp4GemmSwapped {
             const Feed feed{shared, Walk(shared, m, n, k), m, n, k, ceil_div(k, kBlockK)};
             if (warp > kMathWarps) {
                 const u32 scale_warp = warp - kMathWarps - 1;
-                feed.write_scales(tokens, scales_a, scales_b, row_scales, scale_warp / Layout::kScaleWarps,
-                                  scale_warp % Layout::kScaleWarps, threadIdx.x % 32);
-            } else if (elect_one()) {
-                feed.load_weights(weights_map);
+                feed.write_scales(scales_b, row_scales, scale_warp / Layout::kScaleWarps, scale_warp % Layout::kScaleWarps,
+                                  threadIdx.x % 32);
+            } else {
+                feed.load_tiles(weights_map, tokens, scales_a, threadIdx.x % 32);
             }
             // They are done with the last tile while it is still multiplied and stored.
             Walk::template fill_up<Layout::kFeedWarps>(shared, d, m, n, warp - kMathWarps);
