@@ -8,12 +8,13 @@
 #pragma once
 #include "common/fp4_decode.cuh"
 
-// 0x40 four times, which the compiler would make anew for each use if it knew. `size` is under 2^31.
-__device__ __forceinline__ u32 keep_forties(u32 size) { return 0x40404040 + (size >> 31); }
+// 0x40 four times. The compiler makes a constant anew for each use, if it knows one. `size` is under 2^31.
+constexpr u32 kForties = 0x40404040;
+__device__ __forceinline__ u32 keep_forties(u32 size) { return kForties + (size >> 31); }
 
 // Eight values, negated: the first four, and the others. `prmt` takes the lower three bits of a nibble for the number of a
 // byte; the fourth replaces the byte by its sign, eight times: of 0x40 nothing is left. It looks at four nibbles alone, the
-// lower ones. `forties`: by `keep_forties`.
+// lower ones. `forties`: kForties.
 __device__ __forceinline__ uint2 decode_negated(u32 codes, Fp4Table table, u32 forties) {
     const u32 magnitudes = codes & 0x77777777;
     const auto decode = [&](u32 signs, u32 four) {

@@ -71,11 +71,13 @@ struct Sm90Fp8Fp4GemmSwapped {
         const u8* from;
         u32 swizzle, quarter, forties;
 
+        // Eight values for instruction `i`, of the row 0 or 8 below the upper one.
         __device__ __forceinline__ u32 word(u32 block, u32 i, u32 row) const {
-            return *reinterpret_cast<const u32*>(from + (block * 4 + i ^ swizzle) * 16 + quarter * 4 + row * 128);
+            const u32 group = kGroupsByLanes ? quarter : i, within = kGroupsByLanes ? i : quarter;
+            return *reinterpret_cast<const u32*>(from + (block * 4 + group ^ swizzle) * 16 + within * 4 + row * 128);
         }
 
-        // Those of a K32 group, or of all four a quarter.
+        // All of a block: a K32 group, or a quarter of all four.
         __device__ __forceinline__ Codes read(u32 block) const {
             if constexpr (!kGroupsByLanes) {
                 Codes codes;
@@ -174,10 +176,10 @@ struct Sm90Fp8Fp4GemmSwapped {
                                                        u32 i, u64 tokens) {
         if constexpr (kGroupsByLanes) {  // those of the other lanes are zeros
             const u32 mine = i == weights.quarter ? ~0u : 0;
-            const Codes codes = weights.read(block);
             Fragments a;
 #pragma unroll
-            for (u32 e = 0; e < kBlockK / 32; ++e) decode(a[e], codes.upper[e] & mine, codes.lower[e] & mine, {}, {}, weights.forties);
+            for (u32 e = 0; e < kBlockK / 32; ++e)
+                decode(a[e], weights.word(block, e, 0) & mine, weights.word(block, e, 8) & mine, {}, {}, weights.forties);
             issue(product, a, tokens);
         } else {
             u32 a[4];
@@ -265,7 +267,7 @@ struct Sm90Fp8Fp4GemmSwapped {
         // Rows change places, so that eight lanes, which read 16 bytes each at once, are at rows of other banks.
         const u32 eighth = lane / 8 + lane / 4 % 2 * 4;
         const u32 row = rows * 64 + thread / 32 % 4 * 16 + eighth, column = lane % 4 * 2;
-        const u32 forties = keep_forties(k);
+        const u32 forties = kStraight ? keep_forties(k) : kForties;  // a register less where there are few
         Walk walk(shared, m, n, k);
         const u32 blocks = ceil_div(k, kBlockK) - walk.k_begin * Layout::kUnitBlocks;
         // Units are numbered through all tiles, and groups take turns: this one's next, and the tile's first.
