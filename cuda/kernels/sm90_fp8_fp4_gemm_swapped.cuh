@@ -32,8 +32,9 @@ struct Sm90Fp8Fp4GemmSwapped {
     static constexpr u32 kMathThreads = Layout::kMathGroups * 128;
     // Registers are handed out to four warps at once.
     static constexpr u32 kRegisters = 65536 / align_up(Layout::kThreads, 128);
-    static constexpr bool kStraight = 2 * kAccumulators + 40 <= kRegisters;
-    static constexpr bool kPairs = 2 * kAccumulators + 80 <= kRegisters;
+    static constexpr u32 kSplitRegisters = kSplitK > 1 && kColumns >= 32 ? 16 : 0;  // what a cluster asks for besides
+    static constexpr bool kStraight = 2 * kAccumulators + 40 + kSplitRegisters <= kRegisters;
+    static constexpr bool kPairs = 2 * kAccumulators + 80 + kSplitRegisters <= kRegisters;
     static constexpr bool kTwoProducts = 3 * kAccumulators + 80 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
     // Whoever is two rounds of the ring ahead of a barrier would take it for passed.

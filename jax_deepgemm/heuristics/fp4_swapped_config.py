@@ -66,7 +66,7 @@ class Fp4SwappedConfig:
     def most_columns(self) -> int:
         """As registers allow."""
         if self.rows == 256:
-            return 48 if self.split_k == 1 else 40
+            return 32
         return 64 if self.warpgroups > 2 else 128 if self.threads <= 384 else 96
 
     @property
