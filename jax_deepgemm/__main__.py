@@ -5,8 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+
+def families(operations: Mapping[str, str]) -> dict[str, str]:
+    """Operations that differ in layout alone and run alike as one: `bf16_gemm_{nt,nn,tn,tt}`."""
+    layouts: dict[tuple[str, str, str], list[str]] = {}
+    for name, how in operations.items():
+        start, gemm, rest = name.partition("_gemm_")
+        layouts.setdefault((start + gemm, rest[2:], how), []).append(rest[:2])
+    spelled = {key: found[0] if len(found) == 1 else f"{{{','.join(found)}}}" for key, found in layouts.items()}
+    return {f"{start}{layout}{end}": how for (start, end, how), layout in spelled.items()}
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
@@ -24,9 +34,11 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for name, value in facts.items():
         yield f"{name:<18} {value}"
     yield ""
-    yield f"{'operation':<26} runs as"
-    for name, how in report["operations"].items():
-        yield f"{name:<26} {how}"
+    operations = families(report["operations"])
+    width = max(map(len, operations))
+    yield f"{'operation':<{width}} runs as"
+    for name, how in operations.items():
+        yield f"{name:<{width}} {how}"
     yield ""
     yield "BF16 in, quantised to FP8 by (1,128) and (128,128), jax.jit(fp8_gemm_nt), BF16 out"
     yield f"{'M':>6} {'N':>6} {'K':>6} {'error':>9} {'from BF16':>10} {'us':>10} {'XLA us':>10} {'XLA/us':>7}"

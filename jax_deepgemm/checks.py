@@ -5,8 +5,9 @@ A wrong kind or dtype is a `TypeError`, a wrong shape or value a `ValueError`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,10 @@ from jax.core import ShapedArray
 from jax.typing import DTypeLike
 
 from jax_deepgemm.launch import MAX_SHARED_MEMORY
+
+MOST = 2**31 - 1  # of a static number, which a kernel may get as an int32
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ShapedArray)
+_Known = TypeVar("_Known")
 
 
 class Quantized(NamedTuple):
@@ -32,9 +37,17 @@ jax.export.register_namedtuple_serialization(Quantized, serialized_name="jax_dee
 
 def describe(x: Any) -> str:
     """`bfloat16[4096,7168]` for an array or its abstract value, the type's name for anything else."""
-    if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ShapedArray)):
+    if isinstance(x, _ARRAYS):
         return f"{x.dtype}[{','.join(map(str, x.shape))}]"
     return type(x).__name__
+
+
+def shown(x: Any) -> str:
+    """What Python calls it, but arrays, also those in it, as `describe` does: they may be large, or traced."""
+    if type(x) in (tuple, list):
+        inner = ", ".join(map(shown, x))
+        return f"[{inner}]" if isinstance(x, list) else f"({inner}{',' if len(x) == 1 else ''})"
+    return describe(x) if isinstance(x, _ARRAYS) else repr(x)
 
 
 def call(name: str, avals: Sequence[Any], out_avals: Sequence[Any]) -> str:
@@ -95,12 +108,74 @@ def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> tuple[int, ...]
     return *stack, -(-rows // block[0]), -(-columns // block[1])
 
 
+def integers(name: str, x: Any, dims: str, shape: Sequence[int | None]) -> None:
+    """Checks that `x` is an array of integers, of `shape`, where None is any size."""
+    wanted = f"integers of shape ({dims})"
+    if not isinstance(x, (jax.Array, np.ndarray)) or not jnp.issubdtype(x.dtype, jnp.integer):
+        fail(TypeError, name, wanted, x)
+    if x.ndim != len(shape) or any(size not in (None, found) for size, found in zip(shape, x.shape, strict=True)):
+        fail(ValueError, name, wanted, x)
+
+
+def as_integer(value: Any) -> int | None:
+    """A static number as an int, None if it is none."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def integer(name: str, value: Any, wanted: str, least: int) -> int:
+    """A static number of at least `least`; `wanted` says so to the user."""
+    found = as_integer(value)
+    if found is None:
+        fail(TypeError, name, wanted, shown(value))
+    if not least <= found <= MOST:
+        fail(ValueError, name, wanted, str(found))
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """A static truth value."""
+    if not isinstance(value, (bool, np.bool_)) and as_integer(value) not in (0, 1):
+        fail(TypeError, name, "True or False", shown(value))
+    return bool(value)
+
+
+def one_of(name: str, value: Any, known: Sequence[_Known], wanted: str) -> _Known:
+    """That of `known` which a static `value` equals; `wanted` says them to the user."""
+    try:
+        found = {k: k for k in known}.get(value)
+    except TypeError:  # what holds an array has no hash
+        found = None
+    if found is None:
+        fail(ValueError, name, wanted, shown(value))
+    return found
+
+
+def as_dtype(value: Any) -> np.dtype | None:
+    """The dtype that `value` names, None if it names none, as arrays and None do here, though not to NumPy."""
+    if not isinstance(value, (str, type, np.dtype)):
+        return None
+    try:
+        return jnp.dtype(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def dtype(name: str, value: DTypeLike, allowed: Sequence[DTypeLike], wanted: str) -> jnp.dtype:
     """The dtype that `value` names, one of `allowed`; `wanted` says them to the user."""
-    try:
-        found = jnp.dtype(value)
-    except TypeError:
-        fail(TypeError, name, wanted, repr(value))
-    if found not in [jnp.dtype(d) for d in allowed]:
-        fail(TypeError, name, wanted, str(found))
+    found = as_dtype(value)
+    if found is None or found not in [jnp.dtype(d) for d in allowed]:
+        fail(TypeError, name, wanted, shown(value) if found is None else str(found))
+    return found
+
+
+def numeric_dtype(name: str, value: DTypeLike) -> jnp.dtype:
+    """The dtype of numbers that `value` names."""
+    found = as_dtype(value)
+    if found is None or not jnp.issubdtype(found, jnp.number):
+        fail(TypeError, name, "a dtype of numbers", shown(value) if found is None else str(found))
     return found

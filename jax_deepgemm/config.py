@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import operator
 import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jax_deepgemm import cache
+from jax_deepgemm import cache, checks
 
 if TYPE_CHECKING:
     from jax_deepgemm.target import Target
@@ -116,18 +115,19 @@ def set_num_sms(num_sms: int | None) -> Setting:
     >>> with set_num_sms(100): pass  # what is traced here leaves 32 of an H100's to others
     """
     if num_sms is not None:
-        num_sms = operator.index(num_sms)
-        if num_sms <= 0:
-            raise ValueError(f"`num_sms` must be positive or None, got {num_sms}")
+        num_sms = checks.integer("num_sms", num_sms, "a positive integer or None", 1)
     return Setting(num_sms=num_sms)
 
 
 def set_pdl(enabled: bool) -> Setting:
     """Turns programmatic dependent launch on or off: whether a kernel's beginning overlaps its predecessor's end.
 
+    Raises:
+      TypeError: `enabled` is neither True nor False.
+
     >>> with set_pdl(False): pass  # what is traced here
     """
-    return Setting(pdl=bool(enabled))
+    return Setting(pdl=checks.flag("enabled", enabled))
 
 
 def set_target(target: Target | None) -> Setting:
@@ -150,8 +150,14 @@ def set_cache_folder(folder: str | os.PathLike[str] | None) -> contextlib.Abstra
 
     It holds for the process, also in a `with` statement, and is no part of jit's cache key.
 
+    Raises:
+      TypeError: `folder` is neither a path nor None.
+
     >>> with set_cache_folder(""): pass  # nothing is kept on disk here
     """
+    path = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else folder
+    if not isinstance(path, str | None):
+        checks.fail(TypeError, "folder", "a path or None", checks.shown(folder))
     undo = contextlib.ExitStack()
-    undo.callback(cache.override, cache.override(None if folder is None else os.fspath(folder)))
+    undo.callback(cache.override, cache.override(path))
     return undo

@@ -19,8 +19,8 @@ import numpy as np
 
 import jax_deepgemm
 from jax_deepgemm import compile as compiler
-from jax_deepgemm import config
-from jax_deepgemm.target import Target
+from jax_deepgemm import config, inventory
+from jax_deepgemm.target import Target, common_target
 
 # ||d - ref|| / ||ref||. Against float64 on the FP8 operands only the rounding to BF16 is left; against float64 on the
 # BF16 input, the rounding of two operands to the 3 mantissa bits of float8_e4m3fn.
@@ -65,92 +65,28 @@ def target() -> tuple[Target | None, str]:
     chosen = config.current().target
     if chosen is not None:
         return chosen, "set by set_target"
+    no_gpu = _no_gpu()
+    return (None, no_gpu) if no_gpu else common_target(jax.devices())
+
+
+def _no_gpu() -> str | None:
     device = jax.devices()[0]
-    if device.platform != "gpu":
-        return None, f"the default device is {device.device_kind}, and kernels run on GPUs"
-    found = Target.from_device(device)
-    capability = getattr(device, "compute_capability", "unknown")
-    if found is None:
-        return None, f"there are no kernels for {device.device_kind} (compute capability {capability})"
-    return found, f"the default device is {device.device_kind} (compute capability {capability})"
+    return None if device.platform == "gpu" else f"the default device is {device.device_kind}, and kernels run on GPUs"
 
 
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """A public operation and operands that it lowers with. `without_kernel`: how it runs, having none anywhere."""
-
-    function: Callable[..., Any]
-    shapes: tuple[tuple[tuple[int, ...], Any], ...]
-    without_kernel: str | None = None
+def operations() -> dict[str, str]:
+    """How each operation runs on the default device."""
+    chosen, why = target()
+    obstacle = _no_gpu()
+    if obstacle is None and chosen is None:
+        obstacle = why
+    elif obstacle is None and compiler.nvrtc_location() is None:
+        obstacle = "NVRTC was not found"
+    return inventory.runs_as(chosen, obstacle)
 
 
 def _gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
     return jax_deepgemm.fp8_gemm_nt((a, a_scale), (b, b_scale))
-
-
-def _cast_back(data: jax.Array, scale: jax.Array) -> jax.Array:
-    return jax_deepgemm.cast_back_from_fp8((data, scale))
-
-
-_FP8, _F32, _BF16 = jnp.float8_e4m3fn, jnp.float32, jnp.bfloat16
-
-
-def _gemm_as(layout: str, b_scale_rows: int = 1, suffix: str = "", **options: Any) -> Operation:
-    function = getattr(jax_deepgemm, f"fp8_gemm_{layout}{suffix}")
-    a, b = ((64, 256), (64, 2)), ((128, 256), (b_scale_rows, 2))
-    shapes = [s if layout[0] == "n" else s[::-1] for s in a] + [s if layout[1] == "t" else s[::-1] for s in b]
-
-    def gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
-        return function((a, a_scale), (b, b_scale), **options)
-
-    return Operation(gemm, tuple(zip(shapes, (_FP8, _F32) * 2, strict=True)))
-
-
-def _bf16_gemm_as(layout: str) -> Operation:
-    shapes = (64, 256)[:: 1 if layout[0] == "n" else -1], (128, 256)[:: 1 if layout[1] == "t" else -1]
-    return Operation(getattr(jax_deepgemm, f"bf16_gemm_{layout}"), tuple((shape, _BF16) for shape in shapes))
-
-
-def _fp4_gemm_as(layout: str) -> Operation:
-    function = getattr(jax_deepgemm, f"fp8_fp4_gemm_{layout}")
-    a, b = ((64, 256), (64, 2)), (((128, 128), (128, 8)) if layout[1] == "t" else ((256, 64), (8, 128)))
-    shapes = [s if layout[0] == "n" else s[::-1] for s in a] + list(b)
-
-    def gemm(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:
-        return function((a, a_scale), (b, b_scale))
-
-    return Operation(gemm, tuple(zip(shapes, (_FP8, _F32, jnp.uint8, jnp.float8_e8m0fnu), strict=True)))
-
-
-OPERATIONS = {
-    **{f"fp8_gemm_{layout}": _gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
-    **{f"bf16_gemm_{layout}": _bf16_gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
-    **{f"fp8_fp4_gemm_{layout}": _fp4_gemm_as(layout) for layout in ("nt", "nn", "tn", "tt")},
-    "fp8_gemm_nt (1D1D)": _gemm_as("nt", 128, recipe=((1, 128), (1, 128))),
-    "fp8_gemm_nt_skip_head_mid": _gemm_as("nt", suffix="_skip_head_mid", head_splits=(64, 16, 64)),
-    "per_token_cast_to_fp8": Operation(jax_deepgemm.per_token_cast_to_fp8, (((64, 256), _BF16),)),
-    "per_block_cast_to_fp8": Operation(jax_deepgemm.per_block_cast_to_fp8, (((128, 256), _BF16),)),
-    "per_channel_cast_to_fp8": Operation(jax_deepgemm.per_channel_cast_to_fp8, (((256, 64), _BF16),)),
-    "per_token_cast_to_fp4": Operation(jax_deepgemm.per_token_cast_to_fp4, (((64, 256), _BF16),), "XLA"),
-    "cast_back_from_fp8": Operation(_cast_back, (((64, 256), _FP8), ((64, 2), _F32)), "XLA"),
-}
-
-
-def operations() -> dict[str, str]:
-    """How each operation runs on the default device: read off its lowering, which is what would run."""
-    _, why = target()
-    if jax.default_backend() == "gpu" and compiler.nvrtc_location() is None:
-        why = "NVRTC was not found"
-    found = {}
-    for name, operation in OPERATIONS.items():
-        operands = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operation.shapes]
-        if "jax_deepgemm.launch" in jax.jit(operation.function).lower(*operands).as_text():
-            found[name] = "native kernel"
-        elif operation.without_kernel:
-            found[name] = f"{operation.without_kernel}: no kernel of its own yet"
-        else:
-            found[name] = f"reference: {why}"
-    return found
 
 
 def dequantise_and_dot(a: jax.Array, a_scale: jax.Array, b: jax.Array, b_scale: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Launch
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.partition import ClosedJaxpr
-from jax_deepgemm.target import lowering_target
+from jax_deepgemm.target import Target, lowering_target
 from jax_deepgemm.warn import warn_once
 
 
@@ -37,6 +37,16 @@ def lower_reference(
     return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
 
 
+def launch_of(
+    op: Op, avals: Avals, out_avals: Avals, params: Params, target: Target | None, settings: Config
+) -> tuple[Launch | None, str]:
+    """The launch of an operation and who chose its configuration; no launch where the reference is taken instead."""
+    static = all(isinstance(size, int) for a in avals for size in a.shape)  # not so under shape polymorphism
+    if target is None or not static:
+        return None, ""
+    return tuned.plan(op, avals, out_avals, params, target, settings)
+
+
 def lower_cuda(
     op: Op,
     ctx: mlir.LoweringRuleContext,
@@ -52,11 +62,8 @@ def lower_cuda(
         return reference()
     target = settings.target or lowering_target(ctx)
     avals: Any = ctx.avals_in
-    static = all(isinstance(size, int) for a in avals for size in a.shape)  # not so under shape polymorphism
-    if not target or not static:
-        return reference()
-    launch, chosen_by = tuned.plan(op, avals, ctx.avals_out, params, target, settings)
-    if launch is None:
+    launch, chosen_by = launch_of(op, avals, ctx.avals_out, params, target, settings)
+    if target is None or launch is None:
         return reference()
     if env.PRINT_CONFIGS.flag():
         text = f"{checks.call(op.name, avals, ctx.avals_out)}: {_describe(launch, target.arch)}"

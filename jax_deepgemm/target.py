@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from jax_deepgemm import config
+from jax_deepgemm import checks, config
 from jax_deepgemm.warn import warn_once
 
 _ARCHES = {"9.0": "sm_90a"}  # compute capability -> the architecture of our kernels for it
@@ -31,10 +32,10 @@ class Target:
     name: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not self.arch.startswith("sm_"):
+        if not isinstance(self.arch, str) or not self.arch.startswith("sm_"):
             raise ValueError(f"`arch` must be a real architecture such as sm_90a, got {self.arch!r}")
-        if self.num_sms <= 0 or self.smem_bytes <= 0:
-            raise ValueError(f"`num_sms` and `smem_bytes` must be positive, got {self.num_sms} and {self.smem_bytes}")
+        for name in ("num_sms", "smem_bytes"):
+            checks.integer(name, getattr(self, name), "a positive integer", 1)
 
     @staticmethod
     def from_device(device: Any) -> Target | None:
@@ -66,16 +67,23 @@ def lowering_target(ctx: Any) -> Target | None:
             "jax_deepgemm.set_target(...) names the GPU to compile kernels for."
         )
         return None
-    targets = [Target.from_device(device) for device in devices]
-    supported = [target for target in targets if target is not None]
-    if len(supported) < len(targets):
-        device = devices[targets.index(None)]
-        warn_once(
-            f"jax_deepgemm has no kernels for {device.device_kind} (compute capability "
-            f"{getattr(device, 'compute_capability', 'unknown')}), so it takes its reference implementations."
-        )
-        return None
-    return min(supported, key=lambda target: target.num_sms)
+    target, why = common_target(devices)
+    if target is None:
+        warn_once(f"jax_deepgemm takes its reference implementations: {why}")
+    return target
+
+
+def common_target(devices: Sequence[Any]) -> tuple[Target | None, str]:
+    """What code for all of these GPUs is compiled for, None where one of them has no kernels; and why that."""
+    targets = []
+    for device in devices:
+        target = Target.from_device(device)
+        said = f"{device.device_kind} (compute capability {getattr(device, 'compute_capability', 'unknown')})"
+        if target is None:
+            return None, f"there are no kernels for {said}"
+        targets.append((target, said))
+    target, said = min(targets, key=lambda found: found[0].num_sms)
+    return target, f"there are kernels for {said}"
 
 
 def _cuda_devices(backend: Any) -> list[Any]:

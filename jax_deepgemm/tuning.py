@@ -5,17 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
 
 from jax_deepgemm import cache, checks, compile, config, tuned
-from jax_deepgemm.config import Config
-from jax_deepgemm.op import Op
-from jax_deepgemm.primitive import OPS
+from jax_deepgemm.calls import Call, calls
 from jax_deepgemm.target import Target
 from jax_deepgemm.trial import fastest
 
@@ -71,14 +67,13 @@ def tune(function: Callable[..., Any], *args: Any, candidates: int = 16, again: 
     >>> a, b = per_token_cast_to_fp8(x), per_block_cast_to_fp8(w)
     >>> for found in tune(fp8_gemm_nt, a, b): print(found)
     """
-    candidates = operator.index(candidates)
-    if candidates < 1:
-        raise ValueError(f"`candidates` must be positive, got {candidates}")
+    candidates = checks.integer("candidates", candidates, "a positive integer", 1)
     target = _target()
     if cache.folder() is None:
         raise RuntimeError("`tune` stores its choices in the cache folder, which is turned off: see `set_cache_folder`")
-    calls = dict.fromkeys(_calls(jax.make_jaxpr(function)(*args).jaxpr))  # each once, in order
-    found = [_tuned(call, target, candidates, again) for call in calls]
+    traced = calls(jax.make_jaxpr(function)(*args).jaxpr)
+    distinct = dict.fromkeys(call for call in traced if _with_choice(call))  # each once, in order
+    found = [_tuned(call, target, candidates, again) for call in distinct]
     results = [tuning for tuning in found if tuning is not None]
     if any(tuning.measured for tuning in results):
         config.count_tuning()
@@ -95,41 +90,18 @@ def _target() -> Target:
     return target
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    op: Op
-    primitive: Primitive
-    operands: tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype
-    params: tuple[tuple[str, Any], ...]
-    settings: Config
+def _with_choice(call: Call) -> bool:
+    """Whether there are configurations to choose among."""
+    static = all(isinstance(size, int) for shape, _ in call.operands for size in shape)
+    return call.op.ranked is not None and dict(call.params)["config"] is None and static
 
 
-def _calls(jaxpr: Any) -> Iterator[_Call]:
-    """The operations in a jaxpr and in those within it that choose among configurations."""
-    for equation in jaxpr.eqns:
-        op, params = OPS.get(equation.primitive), dict(equation.params)
-        if op is None:
-            for value in params.values():
-                for inner in value if isinstance(value, (tuple, list)) else (value,):
-                    inner = getattr(inner, "jaxpr", inner)
-                    if hasattr(inner, "eqns"):
-                        yield from _calls(inner)
-            continue
-        settings = params.pop("settings")
-        del params["partitioned"]
-        operands = tuple((v.aval.shape, v.aval.dtype) for v in equation.invars)
-        static = all(isinstance(size, int) for shape, _ in operands for size in shape)
-        if op.ranked is not None and params["config"] is None and static:
-            yield _Call(op, equation.primitive, operands, tuple(sorted(params.items())), settings)
-
-
-def _tuned(call: _Call, target: Target, candidates: int, again: bool) -> Tuning | None:
+def _tuned(call: Call, target: Target, candidates: int, again: bool) -> Tuning | None:
     """None where no kernel takes the call."""
     op, params, settings = call.op, dict(call.params), call.settings
     if settings.target not in (None, target):
         raise ValueError(f"`set_target` must name this GPU, {target}, for `tune`, got {settings.target}")
-    avals = [jax.ShapeDtypeStruct(*operand) for operand in call.operands]
-    out_avals = op.abstract_eval(avals, **params)
+    avals, out_avals = call.avals()
     launch = op.plan(avals, out_avals, params, target, settings)
     if launch is None or op.ranked is None:
         return None

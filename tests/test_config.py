@@ -134,7 +134,7 @@ def test_knobs_reach_nested_jits_and_lowering() -> None:
 
 def test_bad_values() -> None:
     for bad in (0, -1):
-        with pytest.raises(ValueError, match=f"`num_sms` must be positive or None, got {bad}"):
+        with pytest.raises(ValueError, match=f"`num_sms` must be a positive integer or None, got {bad}"):
             set_num_sms(bad)
     with pytest.raises(TypeError):
         set_num_sms(1.5)  # type: ignore[arg-type]

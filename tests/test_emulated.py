@@ -181,19 +181,17 @@ def test_a_block_of_experts() -> None:
 
 
 RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"
+ASKS = """\
+                Barrier& full = shared.full(pipe.stage);
+                if (!elected) continue;
+                full.arrive_expect_bytes(count * Layout::kBlockBytes);"""
 FAULTS = {
     "a stage is given back before it is read": (
         ("common/fp8_gemm.cuh", f"wgmma_pin(product[j.value]);\n            {RELEASE}", "wgmma_pin(product[j.value]);"),
         ("common/fp8_gemm.cuh", "        look_ahead();\n", "        look_ahead();\n        release_stage();\n"),
     ),
     "the producer waits for the wrong phase": (
-        (
-            "common/fp8_gemm.cuh",
-            "shared.empty(pipe.stage).wait(pipe.phase ^ 1);\n                Barrier& full = shared.full(pipe.stage);\n"
-            "                full.arrive_expect_bytes(count * Layout::kBlockBytes);",
-            "Barrier& full = shared.full(pipe.stage);\n"
-            "                full.arrive_expect_bytes(count * Layout::kBlockBytes);",
-        ),
+        ("common/fp8_producer.cuh", f"shared.empty(pipe.stage).wait(pipe.phase ^ 1);\n{ASKS}", ASKS.lstrip()),
     ),
     "nobody waits for scales": (("common/fp8_gemm.cuh", "        wait_scales();\n", ""),),
     "boxes are written to while they are stored": (

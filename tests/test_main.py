@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import jax_deepgemm
 from jax_deepgemm import __main__ as command
-from jax_deepgemm import doctor
+from jax_deepgemm import compile as compiler
+from jax_deepgemm import doctor, inventory
 from tests.helpers import relative_error
 
 ROOT = pathlib.Path(__file__).parent.parent
+CPU, XLA = "the default device is cpu, and kernels run on GPUs", "XLA: no kernel of its own yet"
+WITHOUT_KERNEL = dict.fromkeys(("per_token_cast_to_fp4", "cast_back_from_fp8", "cast_back_from_fp4"), XLA)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +38,73 @@ def test_report_is_json(report):
 
 
 def test_report_says_what_it_would_do(report):
-    assert report["versions"]["jax"] and report["devices"] and report["target_reason"]
-    assert set(report["operations"]) == set(doctor.OPERATIONS)
-    assert all(callable(getattr(jax_deepgemm, name.split()[0])) for name in doctor.OPERATIONS)
+    assert report["versions"]["jax"] and report["devices"]
+    assert report["target"] is None and "kernels run on GPUs" in report["target_reason"]
+    assert report["operations"] == dict.fromkeys(inventory.PROBLEMS, f"reference: {CPU}") | WITHOUT_KERNEL
+
+
+def test_every_public_operation_is_listed():
+    """All public functions but those that change a setting or measure."""
+    functions = {name: f for name, f in vars(jax_deepgemm).items() if callable(f) and not isinstance(f, type)}
+    elsewhere = {"jax_deepgemm.config", "jax_deepgemm.tuning"}
+    public = {name for name, f in functions.items() if f.__module__ not in elsewhere}
+    assert {name.split()[0] for name in inventory.PROBLEMS} == public
+
+
+def gpu(capability):
+    return types.SimpleNamespace(platform="gpu", device_kind="GPU", compute_capability=capability, core_count=132)
+
+
+@pytest.mark.parametrize(
+    "capabilities, nvrtc, how",
+    [
+        (["9.0"], "libnvrtc.so", "native kernel"),
+        (["9.0"], None, "reference: NVRTC was not found"),
+        (["8.0"], "libnvrtc.so", "reference: there are no kernels for GPU (compute capability 8.0)"),
+        (["9.0", "8.0"], None, "reference: there are no kernels for GPU (compute capability 8.0)"),
+    ],
+)
+def test_operations_on_gpus(monkeypatch, capabilities, nvrtc, how):
+    monkeypatch.setattr(jax, "devices", lambda: [gpu(capability) for capability in capabilities])
+    monkeypatch.setattr(compiler, "nvrtc_location", lambda: nvrtc)
+    found = doctor.operations()
+    own = {name: said for name, said in found.items() if name not in WITHOUT_KERNEL}
+    assert found == own | WITHOUT_KERNEL
+    assert {re.sub(r"^\d+ native kernels$", "native kernel", said) for said in own.values()} == {how}
+
+
+def test_a_gpu_to_compile_for_is_none_to_run_on():
+    with jax_deepgemm.set_target(jax_deepgemm.H100):
+        assert doctor.target() == (jax_deepgemm.H100, "set by set_target")
+        assert doctor.operations()["fp8_gemm_nt"] == f"reference: {CPU}"
+
+
+def test_a_problem_without_a_kernel_is_said():
+    other = jax_deepgemm.Target("sm_80", 108, 166912)
+    assert inventory.runs_as(other, None)["fp8_linear"] == "reference: no kernel takes cast_to_fp8, fp8_gemm_nt"
+
+
+def test_operations_are_lowered_as_is_said(monkeypatch):
+    """To as many launches, for which no kernel needs to be compiled."""
+    monkeypatch.setattr(compiler, "compile_kernel", lambda kernel, arch: compiler.Binary(b"", "", 0, 0, 0, ""))
+    for name, said in inventory.runs_as(jax_deepgemm.H100, None).items():
+        problem = inventory.PROBLEMS[name]
+        function = functools.partial(getattr(jax_deepgemm, name.split()[0]), **problem.options)
+        with jax_deepgemm.set_target(jax_deepgemm.H100):
+            lowered = jax.jit(function).trace(*problem.operands).lower(lowering_platforms=("cuda",)).as_text()
+        launches = lowered.count("@jax_deepgemm.launch")
+        assert said == {0: XLA, 1: "native kernel"}.get(launches, f"{launches} native kernels"), name
+
+
+def test_families():
+    operations = {"bf16_gemm_nt": "a", "bf16_gemm_nn": "b", "bf16_gemm_tn": "a", "m_grouped_gemm_nt_masked": "a"}
+    assert command.families(operations | {"moe_mlp": "a", "bf16_gemm_tt (1D1D)": "a"}) == {
+        "bf16_gemm_{nt,tn}": "a",
+        "bf16_gemm_nn": "b",
+        "m_grouped_gemm_nt_masked": "a",
+        "moe_mlp": "a",
+        "bf16_gemm_tt (1D1D)": "a",
+    }
 
 
 def test_main_job_is_within_its_bounds(report):
@@ -116,7 +188,18 @@ def test_readme_lists_every_environment_variable():
 
 def test_readme_says_what_the_doctor_says():
     readme = (ROOT / "README.md").read_text()
-    for name in doctor.OPERATIONS:
-        function, *recipe = name.split()
-        assert f"`{function}`" in readme
-        assert all(r in readme for r in recipe)
+    named = {name for code in re.findall(r"`([a-z0-9_{},]+)`", readme) for name in expanded(code)}
+    for operation in inventory.PROBLEMS:
+        function, *problem = operation.split()
+        assert function in named
+        assert all(word.strip("()") in readme for word in problem)
+
+
+def expanded(name: str) -> Iterator[str]:
+    """`a_{b,c}_d` as `a_b_d` and `a_c_d`."""
+    found = re.fullmatch(r"(.*?){(.*?)}(.*)", name)
+    if not found:
+        yield name
+        return
+    for choice in found[2].split(","):
+        yield from expanded(found[1] + choice + found[3])

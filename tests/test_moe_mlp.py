@@ -174,7 +174,7 @@ I0, TW = jnp.zeros((4, 2), jnp.int32), jnp.zeros((4, 2))
         ((X, I0, TW, W13, W2[:2]), ValueError, "`w2` must be of shape (3, 32, 32) with the G and I of `w13`"),
         ((X, I0, TW, W13[:, :24], W2[:, :, :12]), ValueError, "with H and I multiples of 8"),
         ((X, I0, TW[:, :1], W13, W2), ValueError, "`topk_weights` must be"),
-        ((X, I0, TW, (W13, W2), W2), TypeError, "`w13` must be float8_e4m3fn of shape (G, 2 I, H)"),
+        ((X, I0, TW, (W13, W2), (W2, W2)), TypeError, "`w13` must be float8_e4m3fn of shape (G, 2 I, H)"),
     ],
 )
 def test_bad_input(args, error, message):

@@ -63,7 +63,7 @@ def test_shared_memory_that_the_device_does_not_tell() -> None:
 def test_bad_targets() -> None:
     with pytest.raises(ValueError, match="`arch` must be a real architecture such as sm_90a, got 'compute_90a'"):
         Target("compute_90a", 132, 232448)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="`num_sms` must be a positive integer, got 0"):
         Target("sm_90a", 0, 232448)
 
 

@@ -34,6 +34,7 @@ from jax_deepgemm import (
     tune,
     tuning,
 )
+from jax_deepgemm.calls import calls
 from jax_deepgemm.config import current
 from jax_deepgemm.primitive import OPS
 from tests.helpers import GEMMS, ROWS, assert_close, laid_out, operands, oracle
@@ -171,7 +172,7 @@ def test_without_a_gpu_tune_says_so():
 
 
 def test_errors_of_tune(measuring):
-    with pytest.raises(ValueError, match="`candidates` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`candidates` must be a positive integer, got 0"):
         tune(fp8_gemm_nt, A, B, candidates=0)
     with set_target(dataclasses.replace(H100, num_sms=100)), pytest.raises(ValueError, match="`set_target` must name"):
         tune(fp8_gemm_nt, A, B)
@@ -297,8 +298,8 @@ def test_grouped(name, measuring):
     assert rows_and_columns(functools.partial(gemm, config=own), *args) == tiles(own)
     (found,) = tune(gemm, *args)
     assert type(found.config) is type(own) and rows_and_columns(gemm, *args) == tiles(found.config)
-    (call,) = tuning._calls(jax.make_jaxpr(gemm)(*args).jaxpr)
-    avals = [jax.ShapeDtypeStruct(*operand) for operand in call.operands]
+    (call,) = (call for call in calls(jax.make_jaxpr(gemm)(*args).jaxpr) if call.op.typical)
+    avals, _ = call.avals()
     ((_, said),) = call.op.typical(avals, dict(call.params)).items()
     assert said.tolist() == groups and said.dtype == np.int32
 

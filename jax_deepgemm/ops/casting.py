@@ -46,10 +46,9 @@ def per_token_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     >>> data.dtype, scale.shape
     (dtype(float8_e4m3fn), (4, 2))
     """
-    if not isinstance(gran_k, int) or gran_k < 1:
-        checks.fail(ValueError, "gran_k", "a positive number of columns", str(gran_k))
+    gran_k = checks.integer("gran_k", gran_k, "a positive number of columns", 1)
     x = checks.array("x", x, _WIDE, "M, K")
-    return quantise(x, straight=(1, gran_k), use_ue8m0=use_ue8m0)[0]
+    return quantise(x, straight=(1, gran_k), use_ue8m0=checks.flag("use_ue8m0", use_ue8m0))[0]
 
 
 def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: Block = (128, 128)) -> Quantized:
@@ -69,7 +68,7 @@ def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: Block
     (dtype(float8_e4m3fn), (1, 2))
     """
     x = checks.array("x", x, _WIDE, "N, K")
-    return quantise(x, straight=_checked_block(block), use_ue8m0=use_ue8m0)[0]
+    return quantise(x, straight=_checked_block(block), use_ue8m0=checks.flag("use_ue8m0", use_ue8m0))[0]
 
 
 def per_channel_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False) -> Quantized:
@@ -91,7 +90,7 @@ def per_channel_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False) -> Quantiz
     (8, 16)
     """
     x = checks.array("x", x, _WIDE, "K, M")
-    return quantise(x, turned=(TILE, 1), use_ue8m0=use_ue8m0)[0]
+    return quantise(x, turned=(TILE, 1), use_ue8m0=checks.flag("use_ue8m0", use_ue8m0))[0]
 
 
 def cast_back_from_fp8(
@@ -112,6 +111,7 @@ def cast_back_from_fp8(
     >>> cast_back_from_fp8(per_block_cast_to_fp8(jnp.ones((128, 256)))).shape
     (128, 256)
     """
+    dtype = checks.numeric_dtype("dtype", dtype)
     data, scale = checks.pair("x", x)
     data = checks.array("x", data, [jnp.float8_e4m3fn], "M, K")
     if block is not None:
@@ -133,9 +133,10 @@ def dequantise(x: Quantized, block: Block) -> jax.Array:
 
 
 def _checked_block(block: Block) -> Block:
-    if not isinstance(block, tuple) or len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
-        checks.fail(ValueError, "block", "a tuple (rows, columns) of positive numbers", str(block))
-    return block
+    sizes = [checks.as_integer(size) or 0 for size in block] if isinstance(block, tuple) else []
+    if len(sizes) != 2 or not all(0 < size <= checks.MOST for size in sizes):
+        checks.fail(ValueError, "block", "a tuple (rows, columns) of positive numbers", checks.shown(block))
+    return sizes[0], sizes[1]
 
 
 def quantise(

@@ -46,7 +46,7 @@ def per_token_cast_to_fp4(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     (dtype(float4_e2m1fn), (4, 2))
     """
     x = checks.array("x", x, _WIDE, "M, K")
-    _check_granularity(gran_k)
+    gran_k, use_ue8m0 = _checked_granularity(gran_k), checks.flag("use_ue8m0", use_ue8m0)
 
     def specs(mesh_shape: Mapping[str, int], types: Sequence[Any]) -> list[PartitionSpec]:
         """The scale is sharded as its blocks are, where none is cut."""
@@ -72,21 +72,21 @@ def cast_back_from_fp4(
     >>> cast_back_from_fp4(per_token_cast_to_fp4(jnp.ones((4, 64)))).shape
     (4, 64)
     """
+    dtype = checks.numeric_dtype("dtype", dtype)
     data, scale = checks.pair("x", x)
     data = unpacked(checks.array("x", data, [jnp.float4_e2m1fn, jnp.uint8], "M, K"))
     if gran_k is None:
         shape = getattr(scale, "shape", None)
         fitting = (g for g in GRANULARITIES if checks.scale_shape(data.shape, (1, g)) == shape)
         gran_k = next(fitting, GRANULARITIES[0])  # where both fit, they mean the same
-    _check_granularity(gran_k)
+    gran_k = _checked_granularity(gran_k)
     shape = checks.scale_shape(data.shape, (1, gran_k))
     scale = checks.array("x.scale", scale, [jnp.float32, jnp.float8_e8m0fnu], ", ".join(map(str, shape)), shape)
     return dequantise_fp4(data, scale, gran_k=gran_k).astype(dtype)
 
 
-def _check_granularity(gran_k: int) -> None:
-    if gran_k not in GRANULARITIES:
-        checks.fail(ValueError, "gran_k", "32 or 128", str(gran_k))
+def _checked_granularity(gran_k: int) -> int:
+    return checks.one_of("gran_k", gran_k, GRANULARITIES, "32 or 128")
 
 
 @functools.partial(jax.jit, static_argnames=("gran_k", "use_ue8m0"))

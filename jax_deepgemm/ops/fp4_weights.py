@@ -26,10 +26,8 @@ class Fp4Weights(NamedTuple):
 
 
 def checked_recipe(recipe: Recipe | None) -> Recipe:
-    recipe = RECIPES[0] if recipe is None else recipe
-    if recipe not in RECIPES:
-        checks.fail(ValueError, "recipe", f"{' or '.join(map(str, RECIPES))} or None", repr(recipe))
-    return recipe
+    wanted = f"{' or '.join(map(str, RECIPES))} or None"
+    return RECIPES[0] if recipe is None else checks.one_of("recipe", recipe, RECIPES, wanted)
 
 
 def checked_weights(name: str, w: Operand, dims: str, recipe: Recipe, *, k_last: bool = True) -> Fp4Weights:

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
+from jax_deepgemm import checks
 from jax_deepgemm.ops.folding import merge, spec, split
 from jax_deepgemm.ops.fp8_linear import DTYPES, matmul_nt
 
@@ -56,11 +58,16 @@ def fp8_dot_general(
         return plain(lhs, rhs, out_sharding=out_sharding)
     # This also raises what is wrong with the arguments.
     result = jax.eval_shape(plain, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (lhs, rhs)))
+    if dimension_numbers is None:
+        wanted = "((summed of lhs, summed of rhs), (batch of lhs, batch of rhs))"
+        checks.fail(TypeError, "dimension_numbers", wanted, "None")
     (lhs_summed, rhs_summed), (lhs_batch, rhs_batch) = dimension_numbers
     few = math.prod(lhs.shape[d] for d in lhs_summed) < _SMALLEST_K
     if few or result.dtype not in DTYPES or not _is_default(precision):
         return plain(lhs, rhs, out_sharding=out_sharding)
 
+    if not isinstance(out_sharding, (Sharding, PartitionSpec, type(None))):
+        checks.fail(TypeError, "out_sharding", "a NamedSharding, a PartitionSpec or None", checks.shown(out_sharding))
     lhs, rhs = _batch_free_summed(lhs, lhs_batch, lhs_summed), _batch_free_summed(rhs, rhs_batch, rhs_summed)
     y = _folded(lhs, rhs, len(lhs_batch), len(lhs_summed), result.dtype)
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)

@@ -166,9 +166,8 @@ def _gemm(
     config: GemmConfig | ResidentConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
-    recipe = RECIPE if recipe is None else recipe
-    if recipe not in RECIPES:
-        checks.fail(ValueError, "recipe", f"{' or '.join(map(str, RECIPES))} or None", repr(recipe))
+    wanted = f"{' or '.join(map(str, RECIPES))} or None"
+    recipe = RECIPE if recipe is None else checks.one_of("recipe", recipe, RECIPES, wanted)
     dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
     a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
     b = checks.quantized("b", b, dims[1], _k_last(recipe[1], dims[1]))

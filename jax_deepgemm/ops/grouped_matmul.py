@@ -160,6 +160,6 @@ def _refused(*_: Any) -> Any:
 
 def checked_recipe(recipe: Any, known: Any) -> bool:
     """Whether a recipe is given; there is one."""
-    if recipe is not None and recipe != known:
-        checks.fail(ValueError, "recipe", f"{known} or None", repr(recipe))
+    if recipe is not None:
+        checks.one_of("recipe", recipe, [known], f"{known} or None")
     return recipe is not None

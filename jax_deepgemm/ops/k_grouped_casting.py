@@ -45,7 +45,7 @@ def k_grouped_cast_to_fp8(x: jax.Array, ks: jax.Array, *, use_ue8m0: bool = Fals
     (16, 256)
     """
     x = checks.array("x", x, _WIDE, "K, M")
-    return Quantized(*_call(x, k_groups.checked_sizes(ks), use_ue8m0=use_ue8m0))
+    return Quantized(*_call(x, k_groups.checked_sizes(ks), use_ue8m0=checks.flag("use_ue8m0", use_ue8m0)))
 
 
 def _abstract_eval(avals: Avals, *, use_ue8m0: bool) -> list[jax.ShapeDtypeStruct]:

@@ -143,10 +143,10 @@ def _contiguous(
     b = checks.array("b", b, [jnp.bfloat16], dims)
     groups = checked_sizes(a, b, "M, K", dims, dtype, 8)
     m = a.shape[0]
-    layout = checked_layout("grouped_layout", layout, *(("G", groups) if use_psum_layout else ("M", m)))
+    psum = checks.flag("use_psum_layout", use_psum_layout)
+    layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
     order = "nt" if dims == "G, N, K" else "nn"
     _check_config(config, order, dtype)
-    psum = bool(use_psum_layout)
     return _call(a, b, layout, layout=order, use_psum_layout=psum, out_dtype=dtype, config=config)[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,10 +51,4 @@ def checked_layout(name: str, x: Any, dims: str, size: int) -> jax.Array:
 
 
 def checked_expected_m(value: Any) -> int:
-    try:
-        expected = operator.index(value)
-    except TypeError:
-        checks.fail(TypeError, "expected_m", "a number of rows known at tracing", value)
-    if expected < 0:
-        checks.fail(ValueError, "expected_m", "a number of rows known at tracing", str(expected))
-    return expected
+    return checks.integer("expected_m", value, "a number of rows known at tracing", 0)

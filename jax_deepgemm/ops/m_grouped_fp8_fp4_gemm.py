@@ -159,7 +159,7 @@ def _contiguous(
     a = checks.quantized("a", a, "M, K", recipe[0])
     weights = checked_weights("b", b, dims, recipe, k_last=k_last)
     groups = checked_sizes(a.data, weights.data, "M, K", dims, dtype, 16, values=weights.shape)
-    m, psum = a.data.shape[0], bool(use_psum_layout)
+    m, psum = a.data.shape[0], checks.flag("use_psum_layout", use_psum_layout)
     layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
     checks.config(config, CONFIGS, dtype.itemsize)
     operands = *a, *for_kernel(weights, recipe, k_last=k_last), layout

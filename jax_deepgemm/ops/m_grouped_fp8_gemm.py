@@ -151,10 +151,10 @@ def _contiguous(
     b = checks.quantized("b", b, dims, RECIPE[1])
     groups = checked_sizes(a.data, b.data, "M, K", dims, dtype, 16)
     m = a.data.shape[0]
-    layout = checked_layout("grouped_layout", layout, *(("G", groups) if use_psum_layout else ("M", m)))
+    psum = checks.flag("use_psum_layout", use_psum_layout)
+    layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
     checks.config(config, (GemmConfig,), dtype.itemsize)
     weights = b if k_last else Quantized(*(x.swapaxes(1, 2) for x in b))
-    psum = bool(use_psum_layout)
     return _call(*a, *weights, layout, use_psum_layout=psum, out_dtype=dtype, config=config)[0]
 
 

@@ -75,7 +75,9 @@ def moe_mlp(
     >>> moe_mlp(x, topk_idx, jnp.full((4, 2), 0.5), w13, w2).shape
     (4, 256)
     """
-    quantised = isinstance(w13, tuple) or isinstance(w2, tuple)
+    quantised = isinstance(w13, tuple)
+    if isinstance(w2, tuple) != quantised:
+        checks.fail(TypeError, "w2", f"{'a (data, scale) pair' if quantised else 'an array'}, as `w13` is", w2)
     fp8 = checked_recipe(recipe, RECIPE) or quantised
     x = checks.array("x", x, (BF16, _F32) if fp8 else (BF16,), "T, H")
     tokens, h = x.shape

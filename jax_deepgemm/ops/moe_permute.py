@@ -88,11 +88,7 @@ def moe_unpermute(y: jax.Array, permutation: MoePermutation, topk_weights: jax.A
 
 def checked_experts(name: str, x: jax.Array, tokens: int) -> jax.Array:
     """`x` as int32 [tokens, k]."""
-    wanted = f"integers of shape ({tokens}, k)"
-    if not isinstance(x, (jax.Array, np.ndarray)) or not jnp.issubdtype(x.dtype, jnp.integer):
-        checks.fail(TypeError, name, wanted, x)
-    if x.ndim != 2 or x.shape[0] != tokens:
-        checks.fail(ValueError, name, wanted, x)
+    checks.integers(name, x, f"{tokens}, k", (tokens, None))
     most = np.iinfo(np.int32).max  # so that no other number becomes an expert's
     wide = jnp.iinfo(x.dtype).max > most
     return (jnp.where((x < 0) | (x > most), -1, x) if wide else jnp.asarray(x)).astype(jnp.int32)
@@ -105,6 +101,5 @@ def checked_weights(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Arra
 
 def sorted_by_expert(topk_idx: jax.Array, num_experts: int) -> MoePermutation:
     """Of experts that have been checked."""
-    if not isinstance(num_experts, (int, np.integer)) or isinstance(num_experts, bool) or num_experts < 0:
-        checks.fail(ValueError, "num_experts", "a number of experts", repr(num_experts))
-    return MoePermutation(*sort_by_expert(topk_idx, int(num_experts)))
+    num_experts = checks.integer("num_experts", num_experts, "a number of experts", 0)
+    return MoePermutation(*sort_by_expert(topk_idx, num_experts))

@@ -50,8 +50,8 @@ def ragged_dot(
     Under jit over several devices `rhs` sharded over N stays where it is; use shard_map for tokens and experts, and on
     a mesh of explicit axes, for which JAX infers no sharding of a ragged product.
 
-    Raises what `jax.lax.ragged_dot` raises; ValueError for another `recipe`, TypeError for dtypes that it cannot
-    quantise; NotImplementedError for second derivatives in FP8.
+    Raises what `jax.lax.ragged_dot` raises; ValueError for another `recipe`, and with one TypeError or ValueError,
+    naming the argument, for what cannot be quantised; NotImplementedError for second derivatives in FP8.
 
     >>> lhs, rhs = jnp.ones((6, 256), jnp.bfloat16), jnp.ones((2, 256, 128), jnp.bfloat16)
     >>> ragged_dot(lhs, rhs, jnp.array([3, 2])).shape
@@ -66,14 +66,16 @@ def ragged_dot(
     fp8 = checked_recipe(recipe, RECIPE)
     if not fp8 and not _is_ours(lhs, rhs, group_sizes, precision, preferred_element_type, group_offset):
         return standard(lhs, rhs, group_sizes)
-    out_dtype = jax.eval_shape(standard, lhs, rhs, group_sizes).dtype
     if fp8:
         dtypes = (BF16, _F32)
         lhs, rhs = checks.array("lhs", lhs, dtypes, "M, K"), checks.array("rhs", rhs, dtypes, "G, K, N")
-        if out_dtype not in dtypes:
-            checks.fail(TypeError, "preferred_element_type", "bfloat16 or float32 with a recipe", str(out_dtype))
+        checks.integers("group_sizes", group_sizes, "G", (None,))
+        if preferred_element_type is not None:
+            wanted = "bfloat16, float32 or None with a recipe"
+            checks.dtype("preferred_element_type", preferred_element_type, dtypes, wanted)
         if group_offset is not None:
-            checks.fail(ValueError, "group_offset", "None with a recipe", group_offset)
+            checks.fail(ValueError, "group_offset", "None with a recipe", checks.shown(group_offset))
+    out_dtype = jax.eval_shape(standard, lhs, rhs, group_sizes).dtype
     operands = varying_alike(jnp.asarray(lhs), jnp.asarray(rhs), jnp.asarray(group_sizes))
     product: Any = fp8_matmul if fp8 else bf16_matmul
     return product(*operands[:2], groups_of(operands[2], operands[0].shape[0]), "nn", out_dtype)
@@ -86,6 +88,6 @@ def _is_ours(lhs: Any, rhs: Any, sizes: Any, precision: Any, wanted: Any, offset
         return False
     static = all(isinstance(size, int) for size in (*lhs.shape, *rhs.shape))  # not so in an export of any sizes
     plain = precision is None or isinstance(precision, jax.lax.Precision)
-    result = wanted is None or jnp.dtype(wanted) in (BF16, _F32)
+    result = wanted is None or checks.as_dtype(wanted) in (BF16, _F32)
     in_bf16 = lhs.dtype == BF16 and rhs.dtype == BF16
     return static and plain and result and in_bf16 and rhs.shape[1] % 8 == 0 and rhs.shape[2] % 8 == 0
