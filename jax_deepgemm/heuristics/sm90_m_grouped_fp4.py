@@ -12,7 +12,7 @@ from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig, Scales
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.sm90_m_grouped import about, width_of
 
-MOST_COLUMNS = {64: 128, 128: 64, 192: 64}  # of swapped tiles, by rows: beyond, kernels spill
+MOST_COLUMNS = {64: 128, 128: 64, 192: 64, 256: 32}  # of swapped tiles, by rows: beyond, kernels spill
 MOST_SPLIT_COLUMNS = 48  # of those of 128 rows
 FEW_WEIGHTS = 45_000  # rows of all groups, up to which narrow tiles of 64 rows fill the processors best ...
 LONG_K = 4096  # ... with three groups of K from here on, two below
@@ -70,4 +70,4 @@ def _measured(rows: int, expected: bool, width: int, k: int) -> Fp4SwappedConfig
 def _spills(c: Fp4GemmConfig | Fp4SwappedConfig) -> bool:
     if not isinstance(c, Fp4SwappedConfig):
         return False
-    return c.columns > MOST_COLUMNS.get(c.rows, c.columns) or (c.rows == 128 and c.split_k > 1 and c.columns > MOST_SPLIT_COLUMNS)
+    return c.columns > MOST_COLUMNS[c.rows] or (c.rows == 128 and c.split_k > 1 and c.columns > MOST_SPLIT_COLUMNS)
