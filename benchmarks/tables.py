@@ -27,7 +27,7 @@ ABOUT = {
     "wgrad": About("`fp8_gemm_nt` with the recipe 1D1D, added to float32 gradients of weights"),
     "linear": About("`fp8_linear`, forward and back with all casts, beside the layer in BF16"),
     "bf16": About("`bf16_gemm_*`", ("M<=128", "M=1024", "M=4096")),
-    "cast": About("`per_*_cast_to_fp8` of BF16"),
+    "cast": About("`per_*_cast_to_*` of BF16"),
     "fp8_fp4": About("`fp8_fp4_gemm_nt`", ("M<=64", "M=4096")),
     "contiguous": About("`m_grouped_fp8_gemm_nt_contiguous`", ("equal groups", "random sizes")),
     "masked": About("`m_grouped_fp8_gemm_nt_masked`"),

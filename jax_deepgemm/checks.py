@@ -155,6 +155,12 @@ def one_of(name: str, value: Any, known: Sequence[_Known], wanted: str) -> _Know
     return found
 
 
+def recipe(value: Any, known: Sequence[_Known]) -> _Known:
+    """That of `known` which is asked for; None is the first."""
+    wanted = f"{' or '.join(map(str, known))} or None"
+    return known[0] if value is None else one_of("recipe", value, known, wanted)
+
+
 def as_dtype(value: Any) -> np.dtype | None:
     """The dtype that `value` names, None if it names none, as arrays and None do here, though not to NumPy."""
     if not isinstance(value, (str, type, np.dtype)):

@@ -78,7 +78,7 @@ EMPTY = (Gemm(0, 64, 128), Gemm(16, 0, 128), Gemm(16, 64, 0))
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """x[m,k], quantised to FP8 by the public function `op`."""
+    """x[m,k], quantised to FP8 or FP4 by the public function `op`."""
 
     op: str
     m: int
@@ -94,8 +94,8 @@ class Cast:
 
 # The `cast` benchmark.
 CASTS = tuple(
-    Cast(f"per_{unit}_cast_to_fp8", m, k)
-    for unit in ("token", "channel", "block")
+    Cast(op, m, k)
+    for op in (*(f"per_{unit}_cast_to_fp8" for unit in ("token", "channel", "block")), "per_token_cast_to_fp4")
     for m, k in ((8192, 7168), (4096, 4096), (128, 7168))
 )
 

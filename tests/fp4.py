@@ -22,6 +22,8 @@ from tests.helpers import quantised
 BY_32, BY_128 = ((1, 128), (1, 32)), ((1, 128), (1, 128))  # the recipes, by what of `b` shares a scale
 GEMMS = {"nt": fp8_fp4_gemm_nt, "nn": fp8_fp4_gemm_nn, "tn": fp8_fp4_gemm_tn, "tt": fp8_fp4_gemm_tt}
 KINDS = {"ue8m0 by 32": (True, BY_32), "float by 32": (False, BY_32), "float by 128": (False, BY_128)}
+# Half way between values of FP4, and their neighbours, where 6 makes the scale 1.
+TIES = (6, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, -0.25, -0.75, -1.25, -5, 0.251, 0.749, 2.49, 2.51, 4.98, 5.02, -0.0, -6)
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # of the codes 0 to 15
 
 
@@ -42,6 +44,19 @@ def weights(codes: np.ndarray, scale: np.ndarray) -> Quantized:
     """From codes 0 to 15 and scales, which as uint8 are the exponents of UE8M0."""
     scale = scale.view(ml_dtypes.float8_e8m0fnu) if scale.dtype == np.uint8 else scale
     return Quantized(jax.device_put(codes.view(ml_dtypes.float4_e2m1fn)), jax.device_put(scale))
+
+
+def cast(x: np.ndarray, gran_k: int, use_ue8m0: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What the cast to FP4 makes of finite values, by NumPy: data float4_e2m1fn and scale."""
+    wide = np.asarray(x, np.float32)
+    padded = np.pad(np.abs(wide), ((0, 0), (0, -wide.shape[1] % gran_k)))
+    amax = padded.reshape(wide.shape[0], -1, gran_k).max(2)
+    scale = np.maximum(amax, np.float32(1e-4)) * np.float32(1 / 6)
+    if use_ue8m0:
+        scale = np.exp2(np.ceil(np.log2(scale.astype(np.float64)))).astype(np.float32)
+    by = (1 / scale).repeat(gran_k, 1)[:, : wide.shape[1]]
+    data = np.clip(wide * by, -6, 6).astype(ml_dtypes.float4_e2m1fn)
+    return data, scale.astype(ml_dtypes.float8_e8m0fnu) if use_ue8m0 else scale
 
 
 def in_bytes(x: Any) -> Quantized:

@@ -116,7 +116,7 @@ def test_other_gpus_have_no_launch() -> None:
 def kernels() -> list[Kernel]:
     """Of every kind, dtype and width of access, with either dtype of scales in turns."""
     shapes = [(r, c) for r, c in itertools.product((256, 136, 100, 101), (256, 260, 130, 131))]
-    shapes = [(case.m, case.k) for case in CASTS] + shapes[:: 1 + len(shapes) // 8]
+    shapes = [(case.m, case.k) for case in CASTS if case.op.endswith("fp8")] + shapes[:: 1 + len(shapes) // 8]
     found = {}
     for indices in itertools.product(*(range(len(each)) for each in (shapes, SUPPORTED, DTYPES))):
         shape, (straight, turned), dtype = (x[i] for x, i in zip((shapes, SUPPORTED, DTYPES), indices, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,24 +15,29 @@ import pytest
 from jax_deepgemm import (
     fp8_fp4_gemm_nt,
     fp8_gemm_nt,
+    k_grouped_bf16_gemm_tn_contiguous,
+    k_grouped_cast_to_fp8,
+    k_grouped_fp8_gemm_tn_contiguous,
     m_grouped_fp8_fp4_gemm_nt_contiguous,
     m_grouped_fp8_gemm_nt_contiguous,
     moe_mlp,
     per_block_cast_to_fp8,
+    per_token_cast_to_fp4,
 )
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.fp4_config import Fp4GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
+from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
-from tests import bf16, fp4, helpers, m_grouped, moe
+from tests import bf16, fp4, helpers, k_grouped, m_grouped, moe
 from tests.bf16 import GEMMS
 from tests.emulator import SMALL, emulated
 from tests.emulator.emulate import EmulationError
-from tests.gpu import bf16_problems
+from tests.gpu import bf16_problems, casts
 from tests.gpu.problems import problem
 
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -84,16 +90,50 @@ def test_tiles_that_lie_inside(config: GemmConfig) -> None:
     p.check(d)
 
 
+# Tiles that share A, of which the last has no columns; boxes of 32 rows, not all of a tile's.
+M_GROUPED = (
+    GemmConfig(256, 64),
+    GemmConfig(128, 64, cluster_columns=2),
+    GemmConfig(64, 16, swap=True),
+    GemmConfig(64, 64, swap=True),
+)
+
+
 @pytest.mark.parametrize("psum", [False, True])
-@pytest.mark.parametrize("config", [GemmConfig(256, 64), GemmConfig(64, 16, swap=True)], ids=str)
+@pytest.mark.parametrize("config", M_GROUPED, ids=str)
 def test_m_grouped(config: GemmConfig, psum: bool) -> None:
-    sizes, rest = (5, 0, 77, 1, 129), 30
+    check_m_grouped(config, psum, seed=0)
+
+
+def check_m_grouped(config: GemmConfig, psum: bool, seed: int, changes: Any = ()) -> None:
+    sizes, rest = (45, 0, 40, 1, 109), 30
     a, b = m_grouped.operands(sum(sizes) + rest, 136, 272, len(sizes))
     index = m_grouped.index_of(sizes, rest)
     layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index)
-    with emulated():
+    with emulated(seed=seed, changes=changes, target=dataclasses.replace(SMALL, num_sms=5)):
         d = m_grouped_fp8_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=config)
     helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GemmConfig1d1d(256, 128, ahead=1), GemmConfig1d1d(64, 96), KGroupedBf16Config(128, 64, eager=True)],
+    ids=str,
+)
+def test_k_grouped(config: Any) -> None:
+    """Groups without rows first, in tiles that lie inside and tiles that do not: shared memory begins as NaN."""
+    ks, k = k_grouped.SIZES["neighbours"]
+    operands: Any = k_grouped.matrices(136, 264, k)
+    wanted, gemm = k_grouped.oracle(*operands, ks), k_grouped_bf16_gemm_tn_contiguous
+    if isinstance(config, GemmConfig1d1d):
+        gemm = k_grouped_fp8_gemm_tn_contiguous
+        operands = [k_grouped_cast_to_fp8(x, k_grouped.sizes(ks)) for x in operands]
+        wanted = k_grouped.quantised_oracle(*operands, ks, k)
+    with emulated(target=ROOMY) as kernels:
+        d = gemm(*operands, k_grouped.sizes(ks), config=config)
+    assert len(kernels) == 1
+    helpers.assert_close(d, wanted)
+    assert not np.any(np.asarray(d)[np.array(ks) == 0])
 
 
 # Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens.
@@ -180,11 +220,38 @@ def test_a_block_of_experts() -> None:
     assert helpers.relative_error(got, np.asarray(moe_mlp(x, idx, weights, w13, w2)).astype(np.float64)) < 1e-3
 
 
+# Shape, dtype, columns of a scale, UE8M0: accesses of every width, ends of tiles, scales and warps.
+FP4_CASTS = (
+    ((1, 2), BF16, 32, False),
+    ((3, 30), jnp.float16, 128, True),
+    ((33, 30), F32, 32, True),
+    ((77, 160), BF16, 32, True),
+    ((77, 416), jnp.float16, 32, False),
+    ((3, 516), BF16, 128, False),
+    ((130, 1000), F32, 128, False),
+    ((130, 1000), BF16, 128, True),
+)
+
+
+@pytest.mark.parametrize("shape, dtype, gran_k, use_ue8m0", FP4_CASTS)
+def test_cast_to_fp4_to_the_bit(shape: tuple[int, int], dtype: Any, gran_k: int, use_ue8m0: bool) -> None:
+    x = casts.values(shape, dtype)
+    if shape[0] > 2:
+        x[1] = np.resize(fp4.TIES, shape[1])
+        x[0, 0], x[-1, -1], x[-1, shape[1] // 2] = np.nan, np.inf, -np.inf
+    cast = functools.partial(per_token_cast_to_fp4, gran_k=gran_k, use_ue8m0=use_ue8m0)
+    with emulated() as kernels:
+        got = cast(jnp.asarray(x))
+    assert kernels == ["sm90_cast_fp4"]
+    for result, wanted in zip(got, cast(jnp.asarray(x)), strict=True):
+        assert casts.same_apart_from_nan(result, wanted), casts.differences(result, wanted)
+
+
 RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"
 ASKS = """\
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                full.arrive_expect_bytes(count * Layout::kBlockBytes);"""
+                u32 boxes ="""
 FAULTS = {
     "a stage is given back before it is read": (
         ("common/fp8_gemm.cuh", f"wgmma_pin(product[j.value]);\n            {RELEASE}", "wgmma_pin(product[j.value]);"),
@@ -203,11 +270,39 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_emulation_finds_faults(name: str) -> None:
     p = problem(300, 192, 1104)
+
+    def run(seed: int) -> None:
+        with emulated(seed=seed, changes=FAULTS[name]):
+            p.check(fp8_gemm_nt(p.a, p.b, config=GemmConfig(128, 64)))
+
+    assert found(run)
+
+
+def found(run: Callable[[int], None]) -> bool:
+    """Whether a fault shows in every order of threads."""
     caught = 0
     for seed in range(3):
         try:
-            with emulated(seed=seed, changes=FAULTS[name]):
-                p.check(fp8_gemm_nt(p.a, p.b, config=GemmConfig(128, 64)))
+            run(seed)
         except (EmulationError, AssertionError):
             caught += 1
-    assert caught == 3
+    return caught == 3
+
+
+LATE = (  # the second CTA of a cluster is long about its table
+    "common/group_table.cuh",
+    "    if (thread < 32) {  // a lane takes",
+    "    for (u32 i = 0; cluster_rank() == 1 && i < 300; ++i) emu::dawdle();\n    if (thread < 32) {  // a lane takes",
+)
+UNSYNCED = (
+    "kernels/sm90_m_grouped_fp8_gemm_1d2d.cuh",
+    "        if constexpr (Gemm::kCluster > 1) cluster_sync();",
+    "        //",
+)
+
+
+def test_tables_of_groups_are_made_before_others_load_over_them() -> None:
+    run = functools.partial(check_m_grouped, M_GROUPED[1], True)
+    for seed in range(2):
+        run(seed=seed, changes=(LATE,))
+    assert found(lambda seed: run(seed=seed, changes=(LATE, UNSYNCED)))

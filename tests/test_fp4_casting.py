@@ -75,9 +75,11 @@ def test_every_code_comes_back_exactly(gran_k):
 def test_nan_and_inf_make_their_block_nan(use_ue8m0, bad, gran_k):
     x = jnp.ones((20, 384)).at[13, 200].set(bad)
     back = np.asarray(cast_back_from_fp4(per_token_cast_to_fp4(x, use_ue8m0=use_ue8m0, gran_k=gran_k)))
+    data, _ = per_token_cast_to_fp4(x, use_ue8m0=use_ue8m0, gran_k=gran_k)
     wanted = np.zeros((20, 384), bool)
     wanted[13, 200 // gran_k * gran_k : 200 // gran_k * gran_k + gran_k] = True
     np.testing.assert_array_equal(np.isnan(back), wanted)
+    np.testing.assert_array_equal(np.asarray(data).view(np.uint8) == 0, wanted)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -91,6 +93,22 @@ def test_input_dtypes_jit_and_vmap(dtype):
         back = cast_back_from_fp4(alone, dtype=dtype)
         assert back.dtype == dtype
         np.testing.assert_allclose(np.asarray(back, np.float32), np.asarray(x[i], np.float32), rtol=0.34, atol=0.2)
+
+
+@pytest.mark.parametrize("transformed", [lambda f: f, jax.jit, jax.vmap])
+def test_gradients_pass_through(transformed):
+    """Rounding counts as the identity and a scale as a constant, but what comes back is rounded to FP4 as data is."""
+    x = jax.random.uniform(jax.random.key(0), (2, 40, 130), minval=0.5, maxval=1.0).at[:, :, ::32].set(6)
+    x = x if transformed is jax.vmap else x[0]
+
+    def loss(x):
+        return cast_back_from_fp4(per_token_cast_to_fp4(x)).sum()
+
+    gradient = np.asarray(transformed(jax.grad(loss))(x))
+    below = np.asarray(x) < 6  # at the clamp half of it passes
+    np.testing.assert_array_equal(gradient[below], 1)
+    _, tangents = jax.jvp(transformed(per_token_cast_to_fp4), (x,), (jnp.ones_like(x),))
+    assert tangents.data.dtype == jnp.float4_e2m1fn and not np.asarray(tangents.scale).any()
 
 
 ZEROS = jnp.zeros((4, 256), jnp.float4_e2m1fn)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_deepgemm import cast_back_from_fp4, fp8_fp4_gemm_nt, per_token_cast_to_fp4, per_token_cast_to_fp8
+from jax_deepgemm.ops.fp4_casting import packed
 from tests.deviceless import LAUNCH, computations, moves, opcode
 from tests.fp4 import GEMMS, KINDS
 from tests.test_deviceless import compiled, shapes, turned
@@ -49,7 +50,36 @@ def test_nothing_is_moved_after_casts():
         return fp8_fp4_gemm_nt(per_token_cast_to_fp8(x), per_token_cast_to_fp4(w, use_ue8m0=True))
 
     program = compiled(function, *(jax.ShapeDtypeStruct((r, K), jnp.bfloat16) for r in (M, N)))
-    assert program.count('kernel = "sm90_fp8_fp4_gemm"') == 1 and moves(program) == []
+    assert program.count('kernel = "sm90_fp8_fp4_gemm"') == 1 and program.count(LAUNCH) == 3
+    entry = {opcode(i) for i in computations(program)["ENTRY"]}
+    assert entry == {"parameter", "bitcast", "get-tuple-element", "custom-call"}
+
+
+@pytest.mark.parametrize("use_ue8m0", [False, True])
+@pytest.mark.parametrize("gran_k", [32, 128])
+def test_the_cast_is_one_launch_that_writes_packed_data(gran_k, use_ue8m0):
+    def function(x):
+        data, scale = per_token_cast_to_fp4(x, gran_k=gran_k, use_ue8m0=use_ue8m0)
+        return packed(data), scale
+
+    program = compiled(function, jax.ShapeDtypeStruct((M, 1000), jnp.bfloat16))
+    entry = [opcode(i) for i in computations(program)["ENTRY"]]
+    assert entry.count("custom-call") == 1
+    assert set(entry) == {"parameter", "bitcast", "get-tuple-element", "tuple", "custom-call"}
+    assert "f4e2m1fn[256,1000]{1,0:E(4)}" in program and "u8[256,500]" in program
+
+
+def test_casts_of_a_stack_are_one_launch():
+    def function(w):
+        return jax.vmap(per_token_cast_to_fp4)(w)
+
+    program = compiled(function, jax.ShapeDtypeStruct((3, 77, 160), jnp.float32))
+    assert program.count(LAUNCH) == 1 and moves(program) == []
+
+
+def test_an_odd_k_is_cast_by_reference():
+    program = compiled(per_token_cast_to_fp4, jax.ShapeDtypeStruct((M, 33), jnp.bfloat16))
+    assert LAUNCH not in program
 
 
 @pytest.mark.parametrize("data", [FLOAT4, BYTES], ids=["float4", "uint8"])

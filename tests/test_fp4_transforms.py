@@ -104,6 +104,40 @@ def test_cast_of_shards(spec, gathers, kind):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
 
 
+def test_cast_in_shard_map():
+    x = jax.random.normal(jax.random.key(0), (512, 192))
+    for got, wanted in zip(mapped(per_token_cast_to_fp4, P("x"), P("x"))(x), per_token_cast_to_fp4(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+    with pytest.raises(ValueError, match="out_specs"):
+        mapped(per_token_cast_to_fp4, P("x"), P())(x)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_vmap_of_the_cast_folds_into_rows(axis):
+    x = jax.random.normal(jax.random.key(0), (3, 40, 96))
+    function = jax.vmap(per_token_cast_to_fp4, axis)
+    given = jnp.moveaxis(x, 0, axis)
+    for got, wanted in zip(function(given), per_token_cast_to_fp4(x.reshape(120, 96)), strict=True):
+        np.testing.assert_array_equal(np.asarray(got).reshape(wanted.shape), np.asarray(wanted))
+    text = str(jax.make_jaxpr(function)(given))
+    assert "f32[120,3] = jax_deepgemm_per_token_cast_to_fp4[" in text and "scan[" not in text
+
+
+@pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")
+def test_export_of_the_cast():
+    x = jax.random.normal(jax.random.key(0), (64, 96))
+    exported = jax.export.export(jax.jit(per_token_cast_to_fp4), platforms=("cpu", "cuda"))(x)
+    m, *_ = jax.export.symbolic_shape("m")
+    sizes = [(m, 96), (64, m)]
+    exports = [jax.export.deserialize(exported.serialize())] + [
+        jax.export.export(jax.jit(per_token_cast_to_fp4), platforms=("cpu",))(jax.ShapeDtypeStruct(s, x.dtype))
+        for s in sizes
+    ]
+    for again in exports:
+        for got, wanted in zip(again.call(x), per_token_cast_to_fp4(x), strict=True):
+            np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+
+
 def test_shard_map():
     def partial(a, b):
         return jax.lax.psum(fp8_fp4_gemm_nt(a, b, out_dtype=jnp.float32), "y")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from jax_deepgemm import GemmConfig, m_grouped_fp8_gemm_nt_contiguous, set_target
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Kernel, Pointer, TensorMap
 from jax_deepgemm.ops.m_grouped_plan import MOST_GROUPS
 from jax_deepgemm.target import H100
 from tests import golden_m_grouped as golden
+from tests import m_grouped
 from tests.cases import BF16_CONTIGUOUS, CONTIGUOUS, MASKED, MGrouped
 from tests.kernels import check_resources
 
@@ -69,6 +75,16 @@ def test_more_tiles_than_a_kernel_counts() -> None:
     many = MGrouped("m_grouped_fp8_gemm_nt_contiguous", 1024, 2**17, 8192, 512)
     assert golden.launch(many, psum=True) is not None
     assert golden.launch(many, psum=False) is None
+
+
+@pytest.mark.parametrize("shared", [{"cluster_rows": 2}, {"cluster_columns": 2, "swap": True}])
+def test_clusters_that_share_weights_are_refused(shared: dict[str, Any]) -> None:
+    a, b = m_grouped.operands(40, 128, 256, 2)
+    layout = jnp.asarray([20, 40], jnp.int32)
+    config = GemmConfig(64, 64, **shared)
+    call = functools.partial(m_grouped_fp8_gemm_nt_contiguous, use_psum_layout=True, config=config)
+    with set_target(H100), pytest.raises(ValueError, match="must not share B and have room for two stages"):
+        jax.jit(call).trace(a, b, layout).lower(lowering_platforms=("cuda",))
 
 
 def test_kernels_compile_without_spills() -> None:

@@ -25,7 +25,7 @@ from tests.helpers import relative_error
 
 ROOT = pathlib.Path(__file__).parent.parent
 CPU, XLA = "the default device is cpu, and kernels run on GPUs", "XLA: no kernel of its own yet"
-WITHOUT_KERNEL = dict.fromkeys(("per_token_cast_to_fp4", "cast_back_from_fp8", "cast_back_from_fp4"), XLA)
+WITHOUT_KERNEL = dict.fromkeys(("cast_back_from_fp8", "cast_back_from_fp4"), XLA)
 
 
 @pytest.fixture(scope="module")

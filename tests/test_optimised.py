@@ -29,9 +29,11 @@ def test_casts_give_the_same_bits(use_ue8m0: bool) -> None:
     names = ("per_token", "per_block", "per_channel")
 
     def casts(x: jax.Array) -> list[Any]:
-        return [getattr(dg, f"{name}_cast_to_fp8")(x, use_ue8m0=use_ue8m0) for name in names]
+        to_fp8 = [getattr(dg, f"{name}_cast_to_fp8")(x, use_ue8m0=use_ue8m0) for name in names]
+        return to_fp8 + [dg.per_token_cast_to_fp4(x, use_ue8m0=use_ue8m0, gran_k=gran_k) for gran_k in (32, 128)]
 
-    wanted = [quantised(v, block, use_ue8m0) for v, block in ((x, (1, 128)), (x, (128, 128)), (x.T, (1, 128)))]
+    to_fp8 = [quantised(v, block, use_ue8m0) for v, block in ((x, (1, 128)), (x, (128, 128)), (x.T, (1, 128)))]
+    wanted = [*to_fp8, *(fp4.cast(x, gran_k, use_ue8m0) for gran_k in (32, 128))]
     for got, right in zip(jax.tree.leaves(optimised(casts, x)), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(np.asarray(got).view(np.uint8), np.asarray(right).view(np.uint8))
 

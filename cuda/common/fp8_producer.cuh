@@ -15,6 +15,8 @@ struct Fp8Producer {
     using Walk = typename WalkOf<Config>::type;
     using Pipeline = ::Pipeline<Config::kStages>;
     static constexpr u32 kStageBlocks = Config::kStageBlocks;
+    static constexpr bool kSomeColumns = Walk::kColumnBox < Config::kColumns;  // only those that somebody needs
+    static constexpr u32 kBoxBytes = Walk::kColumnBox * kBlockK;
 
     // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
     template <u32 kExtent, u32 kShare, bool kOnce>
@@ -48,16 +50,24 @@ struct Fp8Producer {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                full.arrive_expect_bytes(count * Layout::kBlockBytes);
+                u32 boxes = Config::kColumns / Walk::kColumnBox;
+                if constexpr (kSomeColumns) boxes = walk.column_boxes(corner.column);
+                full.arrive_expect_bytes(count * (kSomeColumns ? Layout::kRowsBytes + boxes * kBoxBytes : Layout::kBlockBytes));
 #pragma unroll 1
                 for (u32 j = 0; j < count; ++j) {
                     const u32 at_k = (walk.k_begin + i + j) * kBlockK;
                     load_tile<Config::kRows, Config::kClusterColumns, kRowsOnce>(
                         shared.rows(first + j), rows_map, full, at_k, walk.rows_at(corner.row, n), walk.rank,
                         policy);
-                    load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
-                        shared.columns(first + j), columns_map, full, at_k, walk.columns_at(corner.column, n), walk.rank,
-                        policy);
+                    if constexpr (kSomeColumns) {
+                        for (u32 box = 0; box < boxes; ++box)
+                            tma_load_2d(shared.columns(first + j) + box * kBoxBytes, columns_map, full, at_k,
+                                        corner.column + box * Walk::kColumnBox);
+                    } else {
+                        load_tile<Config::kColumns, Config::kClusterRows, kColumnsOnce>(
+                            shared.columns(first + j), columns_map, full, at_k, walk.columns_at(corner.column, n), walk.rank,
+                            policy);
+                    }
                 }
             }
 #pragma unroll 1

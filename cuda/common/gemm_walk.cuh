@@ -43,6 +43,7 @@ struct GemmWalk {
         return {row * Config::kRows, column * Config::kColumns};
     }
 
+    static constexpr u32 kColumnBox = Config::kColumns;  // that are loaded at once
     static constexpr bool kStacked = false;
     static constexpr u32 group = 0;
     static constexpr bool kEndsInside = false;

@@ -12,8 +12,15 @@ struct GroupWalk {
     static constexpr u32 kSplitK = Config::kSplitK;
     static constexpr u32 kTileM = Config::kSwap ? Config::kColumns : Config::kRows;
     static constexpr u32 kTileN = Config::kSwap ? Config::kRows : Config::kColumns;
-    static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "tiles of a cluster may be of several groups");
+    static constexpr u32 kBeside = Config::kClusterColumns;  // tiles of a cluster, which share A
+    static_assert(Config::kClusterRows == 1, "tiles below each other may be of several groups");
+    static_assert(kBeside == 1 || (!Config::kSwap && kSplitK == 1), "tiles beside each other share rows of A");
 
+    // Rows of A that are wgmma's columns are loaded in such boxes, as many as the group has rows for.
+    static constexpr u32 kColumnBox = [] {
+        if constexpr (requires { Config::kColumnBox; }) return static_cast<u32>(Config::kColumnBox);
+        return static_cast<u32>(Config::kColumns);
+    }();
     static constexpr bool kStacked = true;              // B is
     static constexpr bool kEndsInside = !Config::kSwap;  // a tile may have rows that nobody needs
 
@@ -32,14 +39,18 @@ struct GroupWalk {
 
     template <class Shared>
     __device__ __forceinline__ GroupWalk(const Shared& shared, u32 m, u32 n, u32 k)
-        : table(&table_of(shared)), tiles_n(ceil_div(n, kTileN)) {
-        rank = kSplitK > 1 ? cluster_rank() : 0;
-        first = blockIdx.x / kSplitK;
-        step = gridDim.x / kSplitK;
-        const u32 all = ceil_div(k, kBlock);
-        k_begin = all * rank / kSplitK;
-        k_blocks = all * (rank + 1) / kSplitK - k_begin;
+        : table(&table_of(shared)), tiles_n(tiles_across(n)) {
+        constexpr u32 kPerCluster = kBeside * kSplitK;
+        rank = kPerCluster > 1 ? cluster_rank() : 0;
+        first = blockIdx.x / kPerCluster;
+        step = gridDim.x / kPerCluster;
+        const u32 all = ceil_div(k, kBlock), part = kBeside > 1 ? 0 : rank;
+        k_begin = all * part / kSplitK;
+        k_blocks = all * (part + 1) / kSplitK - k_begin;
     }
+
+    // Those beside each other in a group, a cluster's counted once.
+    static __device__ __forceinline__ u32 tiles_across(u32 n) { return ceil_div(ceil_div(n, kTileN), kBeside); }
 
     __device__ __forceinline__ u32 count() const { return table->tiles; }
 
@@ -57,8 +68,14 @@ struct GroupWalk {
             const u32 top = tile.row / Config::kGroup * Config::kGroup, within = tile.row - top;
             tile.row = top + (within + (index - within) / step) % min(tiles_m - top, static_cast<u32>(Config::kGroup));
         }
+        const u32 column = tile.column * kBeside + (kBeside > 1 ? rank : 0);
         return {tile.row * Config::kRows + (Config::kSwap ? 0 : entry.start),
-                tile.column * Config::kColumns + (Config::kSwap ? entry.start : 0)};
+                column * Config::kColumns + (Config::kSwap ? entry.start : 0)};
+    }
+
+    // Of a tile, from `column` of wgmma's on.
+    __device__ __forceinline__ u32 column_boxes(u32 column) const {
+        return min(Config::kColumns / kColumnBox, ceil_div(end - column, kColumnBox));
     }
 
     // Whether 64 of its rows from `row` of D on are of any use.

@@ -115,6 +115,7 @@ struct KGroupWalk {
         return {{tile.row * Config::kRows, tile.column * Config::kColumns}, group};
     }
 
+    static constexpr u32 kColumnBox = Config::kColumns;
     static constexpr bool kStacked = false;
     static constexpr u32 group = 0;
     // What other walks have beside: here rows and columns are those of the operands, and all of a tile is D's.

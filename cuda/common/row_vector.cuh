@@ -1,6 +1,6 @@
 // A piece of a matrix's row: kBytes of elements In, one memory access, as floats.
 #pragma once
-#include "common/fp8_cast.cuh"
+#include "common/cast.cuh"
 #include "common/types.cuh"
 
 __device__ __forceinline__ u32 pack_pair(bf16, float low, float high) { return pack_bf16(low, high); }

@@ -43,7 +43,7 @@ struct Scales1d1d {
             : a(scales_a, m0, m, beyond(k, k_begin) ? 0 : k_begin, lane), n(n), lane(lane) {
             none = beyond(k, k_begin);
             left_b = n0 + lane < n ? min(Layout::kTileN, n - n0 - lane) : 0;
-            by_pairs = n0 + Layout::kTileN <= n && n % 2 == 0 && reinterpret_cast<u64>(scales_b + n0) % 8 == 0;
+            by_pairs = !none && n0 + Layout::kTileN <= n && n % 2 == 0 && reinterpret_cast<u64>(scales_b + n0) % 8 == 0;
             const u32 column = by_pairs ? 2 * lane : lane;
             from_b = scales_b + static_cast<u64>(none ? 0 : k_begin) * n + n0 + column;
             to_b = Layout::kTileM + column / 2 % 4 * Operands::kScalesPitch + column / 8 * 2 + column % 2;

@@ -125,32 +125,17 @@ struct Sm90CastFp8 {
     }
 
     __device__ __forceinline__ BlockScale scale_of(u32 amax) const {
-        return BlockScale::of(__uint_as_float(max(__float_as_uint(Words::value(amax)), problem.smallest)));
+        const float known = __uint_as_float(max(__float_as_uint(Words::value(amax)), problem.smallest));
+        return BlockScale::of(known, e4m3_inverse());
     }
 
     // ---- scales ---------------------------------------------------------------------------------------------------
 
-    __device__ __forceinline__ u32 row_amax(u32 i) const {
-        u32 found = Words::magnitude(words[i][0]);
-#pragma unroll
-        for (u32 w = 1; w < kWords; ++w) found = Words::larger(found, Words::magnitude(words[i][w]));
-        u32 largest = Words::element(found, 0);
-        if constexpr (Words::kElements == 2) largest = max(largest, Words::element(found, 1));
-        return largest;
-    }
+    __device__ __forceinline__ u32 row_amax(u32 i) const { return largest_magnitude<In>(words[i]); }
 
-    static __device__ __forceinline__ u32 exchange(u32 zero, u32 one, u32 lane, u32 bit) {
-        const bool set = lane & bit;
-        return max(set ? one : zero, __shfl_xor_sync(0xffffffffu, set ? zero : one, bit));
-    }
-
-    // The scale of the group's row `lane % 4`: the lanes share out the rows while they compare.
+    // Of the group's row `lane % 4`.
     __device__ __forceinline__ BlockScale row_scale() const {
-        const u32 even = exchange(row_amax(0), row_amax(1), lane, 1), odd = exchange(row_amax(2), row_amax(3), lane, 1);
-        u32 amax = exchange(even, odd, lane, 2);
-#pragma unroll
-        for (u32 step = 4; step < kLanes; step *= 2) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, step));
-        return scale_of(amax);
+        return scale_of(row_maximum<kLanes>([this](u32 i) { return row_amax(i); }, lane));
     }
 
     __device__ __forceinline__ BlockScale block_scale() const {

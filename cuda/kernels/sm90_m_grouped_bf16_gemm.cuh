@@ -12,8 +12,9 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
                              u32 n, u32 k, u32 groups) {
     using Gemm = Sm90Bf16Gemm<Config>;
     using Walk = typename Gemm::Walk;
+    static_assert(Walk::kBeside == 1, "who shares tiles must wait for the others' tables");
     Gemm::run(rows_map, columns_map, d_map, d, d, m, n, k, [&](const typename Gemm::Shared& shared) {
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
-                                                                 ceil_div(n, Walk::kTileN));
+                                                                 Walk::tiles_across(n));
     });
 }

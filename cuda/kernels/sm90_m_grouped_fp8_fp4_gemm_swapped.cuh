@@ -14,9 +14,10 @@ __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
                                         typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales, u32 groups) {
     using Gemm = Sm90Fp8Fp4GemmSwapped<Config>;
     using Walk = typename Gemm::Walk;
+    static_assert(Walk::kBeside == 1, "who shares tiles must wait for the others' tables");
     const auto prepare = [&](const typename Gemm::Shared& shared) {
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
-                                                                 ceil_div(n, Walk::kTileN));
+                                                                 Walk::tiles_across(n));
     };
     Gemm::run(weights_map, tokens, scales_a, scales_b, d, d, m, n, k, row_scales, prepare);
 }

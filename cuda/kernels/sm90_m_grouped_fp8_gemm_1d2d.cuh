@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(Config::kMathGroups * 128 + 128, 1)
     using Walk = typename Gemm::Walk;
     const auto prepare = [&](const typename Gemm::Shared& shared) {
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
-                                                                 ceil_div(n, Walk::kTileN));
+                                                                 Walk::tiles_across(n));
+        if constexpr (Gemm::kCluster > 1) cluster_sync();  // tables are made where others of the cluster load tiles
     };
     Gemm::run(rows_map, columns_map, d_map, d_map, scales_a, scales_b, d, d, m, n, k, prepare);
 }

@@ -85,7 +85,7 @@ struct MGroupedFp8GemmSwiglu {
     static __device__ __forceinline__ void fill_up(const Shared& shared, const Problem& problem, u32 warp) {
         const GroupTable& table = Walk::table_of(shared);
         fill_up_rows<typename Config::Groups, kWarps>(table, problem.data, problem.m, problem.n, warp);
-        const float scale = BlockScale<float>::of(problem.smallest).stored;
+        const float scale = BlockScale<float>::of(problem.smallest, e4m3_inverse()).stored;
         const u32 first = (blockIdx.x * kWarps + warp) * 32 + threadIdx.x % 32, step = gridDim.x * kWarps * 32;
         for (u32 block = 0; block < problem.n / kScaleBlock; ++block) {
             float* const to = problem.scales + static_cast<u64>(block) * problem.m;
@@ -176,7 +176,7 @@ struct MGroupedFp8GemmSwiglu {
         amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 1));
         amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 2));
         return BlockScale<float>::of(
-            __uint_as_float(max(__float_as_uint(Words::value(amax)), __float_as_uint(smallest))));
+            __uint_as_float(max(__float_as_uint(Words::value(amax)), __float_as_uint(smallest))), e4m3_inverse());
     }
 
     // `row`: the first of the warp's 16 rows in D, of which those before `end` are stored.

@@ -29,16 +29,13 @@ __global__ void __launch_bounds__(Config::kThreads)
     for (u32 i = 0; i < kColumns; i += kAccess) {
         if (column + i < columns) read_bytes<16>(words + i / Words::kElements, from + column + i, 0);
     }
-    u32 found = Words::magnitude(words[0]);
-#pragma unroll
-    for (u32 w = 1; w < kWords; ++w) found = Words::larger(found, Words::magnitude(words[w]));
-    u32 amax = Words::element(found, 0);
-    if constexpr (Words::kElements == 2) amax = max(amax, Words::element(found, 1));
+    u32 amax = largest_magnitude<In>(words);
 #pragma unroll
     for (u32 step = 1; step < kLanes; step *= 2) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, step));
     const u32 least = __float_as_uint(smallest);
-    const BlockScale<float> scale = BlockScale<float>::of(__uint_as_float(max(__float_as_uint(Words::value(amax)), least)));
-    const float none = BlockScale<float>::of(smallest).stored;
+    const float known = __uint_as_float(max(__float_as_uint(Words::value(amax)), least));
+    const BlockScale<float> scale = BlockScale<float>::of(known, e4m3_inverse());
+    const float none = BlockScale<float>::of(smallest, e4m3_inverse()).stored;
     alignas(16) u32 packed[4];
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {

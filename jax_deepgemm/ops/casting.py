@@ -221,16 +221,20 @@ def _result_layouts(avals: Avals, params: Params) -> Layouts:
     return layouts
 
 
-def _jvp(
-    call: Callable[..., Sequence[jax.Array]], primals: Sequence[jax.Array], tangents: Sequence[Any], params: Params
-) -> tuple[Sequence[jax.Array], Sequence[Any]]:
-    """The derivatives of the reference: rounding counts as the identity, scales as constant."""
-    (tangent,) = map(ad.instantiate_zeros, tangents)
-    function = functools.partial(reference, **params)
-    if tangent.ndim == 3:  # of a batch
-        function = jax.vmap(function)
-    _, out_tangents = jax.jvp(function, tuple(primals), (tangent,))
-    return call(*primals, **params), out_tangents
+def jvp_of(reference: Callable[..., Sequence[jax.Array]]) -> Callable[..., Any]:
+    """The derivatives of the reference of a cast: rounding counts as the identity, scales as constant."""
+
+    def jvp(
+        call: Callable[..., Sequence[jax.Array]], primals: Sequence[jax.Array], tangents: Sequence[Any], params: Params
+    ) -> tuple[Sequence[jax.Array], Sequence[Any]]:
+        (tangent,) = map(ad.instantiate_zeros, tangents)
+        function = functools.partial(reference, **params)
+        if tangent.ndim == 3:  # of a batch
+            function = jax.vmap(function)
+        _, out_tangents = jax.jvp(function, tuple(primals), (tangent,))
+        return call(*primals, **params), out_tangents
+
+    return jvp
 
 
 def _stacked(stack: Stack, operands: Sequence[jax.Array], params: Params) -> Sequence[jax.Array] | None:
@@ -247,7 +251,7 @@ _call: Any = make(
         plan=plan,
         result_layouts=_result_layouts,
         factors=_factors,
-        jvp=_jvp,
+        jvp=jvp_of(reference),
         batched=Batched(plan, rule=_stacked, before_folding=True),
     )
 )

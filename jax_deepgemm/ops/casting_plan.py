@@ -20,7 +20,7 @@ GRANULARITIES = (32, 64, 128)  # columns of one row that share a scale
 MAX_EXTENT = 2**31 - 256  # rows and columns are counted, also beyond the last tile, in 32 bits
 _MOST_STACKED = 65535
 _ROWS = 32  # of a tile that ends no scale: as many CTAs as can be, for few rows
-_INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
+INPUTS = {"bfloat16": "bf16", "float16": "f16", "float32": "float"}
 
 
 def plan(
@@ -74,7 +74,7 @@ def cast_template(
     rows, columns = shape
     scaled_by_block = (TILE, TILE) in (straight, turned)
     return (
-        ("In", _INPUTS[dtype.name]),
+        ("In", INPUTS[dtype.name]),
         ("Scale", "u8" if use_ue8m0 else "float"),
         ("kTileRows", TILE if scaled_by_block or turned else _ROWS),
         ("kMinCtas", _resident_ctas(dtype, straight, turned)),
@@ -82,8 +82,8 @@ def cast_template(
         ("kBlock", scaled_by_block),
         ("kStraight", straight is not None),
         ("kTurned", turned is not None),
-        ("kLoad", _access(columns, 16 // dtype.itemsize)),
-        ("kStore", _access(rows, 16) if turned else 1),
+        ("kLoad", access(columns, 16 // dtype.itemsize)),
+        ("kStore", access(rows, 16) if turned else 1),
     )
 
 
@@ -98,7 +98,7 @@ def _resident_ctas(dtype: np.dtype, straight: Block | None, turned: Block | None
     return 1 if wide and straight == (1, TILE) else 2
 
 
-def _access(extent: int, most: int) -> int:
+def access(extent: int, most: int) -> int:
     """Elements of one memory access: the largest power of two up to `most` that divides the row it is part of."""
     return min(most, extent & -extent)
 

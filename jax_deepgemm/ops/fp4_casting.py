@@ -1,30 +1,32 @@
 """Quantisation to FP4 (e2m1) with one scale for each row and 32 or 128 columns, and back.
 
 `float4_e2m1fn` holds 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Packed, two are a uint8, the lower half first.
-The scale of a block is its largest magnitude over 6; magnitudes under 1e-4 count as 1e-4. With scales that are powers
-of two for each 32 this is MXFP4 of the OCP Microscaling Formats specification 1.0, but for the scale, which is rounded
-up so that no value is cut off.
+The scale of a block is its largest magnitude over 6; magnitudes under 1e-4 count as 1e-4. To divide by 6, and by the
+scale, is to multiply with the float32 nearest to its reciprocal. With scales that are powers of two for each 32 this is
+MXFP4 of the OCP Microscaling Formats specification 1.0, but for the scale, which is rounded up so that no value is cut
+off.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
-from jax_deepgemm.ops.casting import _amax, _ceil_to_ue8m0, _spread
+from jax_deepgemm.factors import Factors
+from jax_deepgemm.op import Avals, Op, Params
+from jax_deepgemm.ops.casting import _amax, _ceil_to_ue8m0, _spread, jvp_of
+from jax_deepgemm.ops.fp4_casting_plan import SMALLEST_AMAX, plan
 from jax_deepgemm.partition import with_explicit_axes
+from jax_deepgemm.primitive import make
 
 E2M1_MAX = 6.0
-SMALLEST_AMAX = 1e-4
 GRANULARITIES = (32, 128)
 _WIDE = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -37,7 +39,7 @@ def per_token_cast_to_fp4(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     gran_k: 32 or 128, as `fp8_fp4_gemm_nt` takes them.
 
     Returns data float4_e2m1fn [M, K], rounded to nearest even, and scale float32 (or float8_e8m0fnu)
-    [M, ceil(K / gran_k)]. A NaN or Inf in `x` makes the block it is in NaN.
+    [M, ceil(K / gran_k)]. A NaN or Inf in `x` makes the block it is in NaN: its scale is NaN or Inf, its data zeros.
 
     Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these.
 
@@ -47,14 +49,7 @@ def per_token_cast_to_fp4(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     """
     x = checks.array("x", x, _WIDE, "M, K")
     gran_k, use_ue8m0 = _checked_granularity(gran_k), checks.flag("use_ue8m0", use_ue8m0)
-
-    def specs(mesh_shape: Mapping[str, int], types: Sequence[Any]) -> list[PartitionSpec]:
-        """The scale is sharded as its blocks are, where none is cut."""
-        rows, columns = types[0].sharding.spec
-        shards = math.prod(mesh_shape[n] for n in ((columns,) if isinstance(columns, str) else columns or ()))
-        return [types[0].sharding.spec, PartitionSpec(rows, columns if x.shape[1] % (gran_k * shards) == 0 else None)]
-
-    return Quantized(*with_explicit_axes(lambda v: _quantise(v, gran_k=gran_k, use_ue8m0=use_ue8m0), [x], specs))
+    return Quantized(*_call(x, gran_k=gran_k, use_ue8m0=use_ue8m0))
 
 
 def cast_back_from_fp4(
@@ -89,15 +84,47 @@ def _checked_granularity(gran_k: int) -> int:
     return checks.one_of("gran_k", gran_k, GRANULARITIES, "32 or 128")
 
 
+def _abstract_eval(avals: Avals, *, gran_k: int, use_ue8m0: bool) -> list[jax.ShapeDtypeStruct]:
+    shape = avals[0].shape
+    scale_dtype = jnp.float8_e8m0fnu if use_ue8m0 else jnp.float32
+    return [
+        jax.ShapeDtypeStruct(shape, jnp.float4_e2m1fn),
+        jax.ShapeDtypeStruct(checks.scale_shape(shape, (1, gran_k)), scale_dtype),
+    ]
+
+
 @functools.partial(jax.jit, static_argnames=("gran_k", "use_ue8m0"))
-def _quantise(x: jax.Array, gran_k: int, use_ue8m0: bool) -> list[jax.Array]:
+def reference(x: jax.Array, gran_k: int, use_ue8m0: bool) -> list[jax.Array]:
+    """What the kernel computes, in plain JAX: the same bits."""
     block = (1, gran_k)
-    scale = stored = jnp.maximum(_amax(x, block), SMALLEST_AMAX) / E2M1_MAX
+    scale = stored = jnp.maximum(_amax(x, block), SMALLEST_AMAX) * np.float32(1 / E2M1_MAX)
     if use_ue8m0:
         stored = _ceil_to_ue8m0(scale)
         scale = stored.astype(jnp.float32)
-    scaled = jnp.clip(x.astype(jnp.float32) / _spread(scale, block, x.shape), -E2M1_MAX, E2M1_MAX)
-    return [scaled.astype(jnp.float4_e2m1fn), stored]
+    by = _spread(1 / scale, block, x.shape)
+    # FP4 has no NaN: zeros stand under a scale that is NaN or Inf.
+    scaled = jnp.where(by > 0, x.astype(jnp.float32) * by, 0)
+    return [jnp.clip(scaled, -E2M1_MAX, E2M1_MAX).astype(jnp.float4_e2m1fn), stored]
+
+
+def _factors(avals: Avals, params: Params) -> Factors:
+    """Columns in blocks where they divide; where not, they are whole."""
+    columns, gran_k = avals[0].shape[1], params["gran_k"]
+    if columns % gran_k:
+        return Factors("r c -> r c, r cb", whole=("c", "cb"))
+    return Factors("r (cb ci) -> r (cb ci), r cb", (("cb", columns // gran_k), ("ci", gran_k)), whole=("ci",))
+
+
+_call: Any = make(
+    Op(
+        name="per_token_cast_to_fp4",
+        abstract_eval=_abstract_eval,
+        reference=reference,
+        plan=plan,
+        factors=_factors,
+        jvp=jvp_of(reference),
+    )
+)
 
 
 @functools.partial(jax.jit, static_argnames="gran_k")

@@ -26,8 +26,7 @@ class Fp4Weights(NamedTuple):
 
 
 def checked_recipe(recipe: Recipe | None) -> Recipe:
-    wanted = f"{' or '.join(map(str, RECIPES))} or None"
-    return RECIPES[0] if recipe is None else checks.one_of("recipe", recipe, RECIPES, wanted)
+    return checks.recipe(recipe, RECIPES)
 
 
 def checked_weights(name: str, w: Operand, dims: str, recipe: Recipe, *, k_last: bool = True) -> Fp4Weights:

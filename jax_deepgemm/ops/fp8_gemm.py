@@ -166,8 +166,7 @@ def _gemm(
     config: GemmConfig | ResidentConfig | None,
 ) -> jax.Array:
     """Checks the operands, whose `dims` are in the order given, and hands them to the primitive with K last."""
-    wanted = f"{' or '.join(map(str, RECIPES))} or None"
-    recipe = RECIPE if recipe is None else checks.one_of("recipe", recipe, RECIPES, wanted)
+    recipe = checks.recipe(recipe, RECIPES)
     dtype = checks.dtype("out_dtype", out_dtype, _OUT_DTYPES, "bfloat16 or float32")
     a = checks.quantized("a", a, dims[0], _k_last(recipe[0], dims[0]))
     b = checks.quantized("b", b, dims[1], _k_last(recipe[1], dims[1]))

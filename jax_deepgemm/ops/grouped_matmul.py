@@ -160,6 +160,5 @@ def _refused(*_: Any) -> Any:
 
 def checked_recipe(recipe: Any, known: Any) -> bool:
     """Whether a recipe is given; there is one."""
-    if recipe is not None:
-        checks.one_of("recipe", recipe, [known], f"{known} or None")
+    checks.recipe(recipe, [known])
     return recipe is not None

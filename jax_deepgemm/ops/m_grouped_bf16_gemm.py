@@ -14,7 +14,13 @@ from jax_deepgemm.factors import Factors
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.op import Avals, Op, Params
 from jax_deepgemm.ops import m_grouped_bf16_gemm_plan as plans
-from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
+from jax_deepgemm.ops.m_grouped_checks import (
+    OUT_DTYPES,
+    checked_expected_m,
+    checked_grouped_layout,
+    checked_layout,
+    checked_sizes,
+)
 from jax_deepgemm.ops.m_grouped_plan import typical_groups
 from jax_deepgemm.ops.m_grouped_reference import by_groups, groups_of_rows, zero_beyond
 from jax_deepgemm.primitive import make
@@ -142,9 +148,7 @@ def _contiguous(
     a = checks.array("a", a, [jnp.bfloat16], "M, K")
     b = checks.array("b", b, [jnp.bfloat16], dims)
     groups = checked_sizes(a, b, "M, K", dims, dtype, 8)
-    m = a.shape[0]
-    psum = checks.flag("use_psum_layout", use_psum_layout)
-    layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
+    layout, psum = checked_grouped_layout(layout, use_psum_layout, groups, a.shape[0])
     order = "nt" if dims == "G, N, K" else "nn"
     _check_config(config, order, dtype)
     return _call(a, b, layout, layout=order, use_psum_layout=psum, out_dtype=dtype, config=config)[0]

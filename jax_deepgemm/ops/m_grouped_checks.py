@@ -50,5 +50,11 @@ def checked_layout(name: str, x: Any, dims: str, size: int) -> jax.Array:
     return checks.array(name, x, [jnp.int32], dims, (size,))
 
 
+def checked_grouped_layout(x: Any, use_psum_layout: Any, groups: int, m: int) -> tuple[jax.Array, bool]:
+    """The layout of contiguous rows, and whether it says where groups end."""
+    psum = checks.flag("use_psum_layout", use_psum_layout)
+    return checked_layout("grouped_layout", x, *(("G", groups) if psum else ("M", m))), psum
+
+
 def checked_expected_m(value: Any) -> int:
     return checks.integer("expected_m", value, "a number of rows known at tracing", 0)

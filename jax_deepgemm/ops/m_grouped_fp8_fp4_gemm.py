@@ -17,7 +17,13 @@ from jax_deepgemm.ops import m_grouped_fp8_fp4_gemm_plan as plans
 from jax_deepgemm.ops import m_grouped_quantised as shared
 from jax_deepgemm.ops.fp4_weights import Operand, Recipe, checked_recipe, checked_weights, for_kernel, values
 from jax_deepgemm.ops.fp8_fp4_gemm_plan import CONFIGS, TileConfig
-from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
+from jax_deepgemm.ops.m_grouped_checks import (
+    OUT_DTYPES,
+    checked_expected_m,
+    checked_grouped_layout,
+    checked_layout,
+    checked_sizes,
+)
 from jax_deepgemm.ops.m_grouped_plan import typical_groups
 from jax_deepgemm.primitive import make
 
@@ -159,8 +165,7 @@ def _contiguous(
     a = checks.quantized("a", a, "M, K", recipe[0])
     weights = checked_weights("b", b, dims, recipe, k_last=k_last)
     groups = checked_sizes(a.data, weights.data, "M, K", dims, dtype, 16, values=weights.shape)
-    m, psum = a.data.shape[0], checks.flag("use_psum_layout", use_psum_layout)
-    layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
+    layout, psum = checked_grouped_layout(layout, use_psum_layout, groups, a.data.shape[0])
     checks.config(config, CONFIGS, dtype.itemsize)
     operands = *a, *for_kernel(weights, recipe, k_last=k_last), layout
     return _call(*operands, use_psum_layout=psum, out_dtype=dtype, recipe=recipe, config=config)[0]

@@ -18,7 +18,13 @@ from jax_deepgemm.ops import m_grouped_fp8_gemm_plan as plans
 from jax_deepgemm.ops import m_grouped_quantised as shared
 from jax_deepgemm.ops.casting import dequantise
 from jax_deepgemm.ops.fp8_gemm_plan import RECIPE
-from jax_deepgemm.ops.m_grouped_checks import OUT_DTYPES, checked_expected_m, checked_layout, checked_sizes
+from jax_deepgemm.ops.m_grouped_checks import (
+    OUT_DTYPES,
+    checked_expected_m,
+    checked_grouped_layout,
+    checked_layout,
+    checked_sizes,
+)
 from jax_deepgemm.ops.m_grouped_plan import typical_groups
 from jax_deepgemm.primitive import make
 
@@ -150,9 +156,7 @@ def _contiguous(
     a = checks.quantized("a", a, "M, K", RECIPE[0])
     b = checks.quantized("b", b, dims, RECIPE[1])
     groups = checked_sizes(a.data, b.data, "M, K", dims, dtype, 16)
-    m = a.data.shape[0]
-    psum = checks.flag("use_psum_layout", use_psum_layout)
-    layout = checked_layout("grouped_layout", layout, *(("G", groups) if psum else ("M", m)))
+    layout, psum = checked_grouped_layout(layout, use_psum_layout, groups, a.data.shape[0])
     checks.config(config, (GemmConfig,), dtype.itemsize)
     weights = b if k_last else Quantized(*(x.swapaxes(1, 2) for x in b))
     return _call(*a, *weights, layout, use_psum_layout=psum, out_dtype=dtype, config=config)[0]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
+TOKEN_BOX = 32  # rows of A that are loaded at once where they are wgmma's columns
+
 
 def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
@@ -44,10 +46,9 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         getattr(problem, name) for name in ("m", "n", "k", "groups", "out_bytes", "smem_bytes")
     )
     stages = tile.stages(out_bytes, smem_bytes)
-    if stages < 2 or tile.multicast > 1:
+    if stages < 2 or tile.cluster_rows > 1 or (tile.swap and tile.multicast > 1):
         raise ValueError(
-            f"{tile} must share no operand and have room for two stages in {smem_bytes} bytes of shared memory, "
-            f"got {stages}"
+            f"{tile} must not share B and have room for two stages in {smem_bytes} bytes of shared memory, got {stages}"
         )
     store = tile.store(out_bytes, smem_bytes)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
@@ -55,6 +56,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         ("kScaleN", SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kUnroll", sm90.unroll(tile, problem.rows)),
+        *((("kColumnBox", TOKEN_BOX),) if column_box(tile) < tile.columns else ()),
         ("Groups", problem.kind),
     )
     a, a_scale, b, b_scale, layout, d = range(6)
@@ -72,8 +74,8 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         shared_memory=tile.shared_memory(out_bytes, smem_bytes) + problem.table_bytes,
         pdl=pdl,
         arguments=(
-            operand(rows, tile.rows),
-            operand(columns, tile.columns),
+            operand(rows, tile.rows // tile.cluster_columns),
+            operand(columns, column_box(tile)),
             store_map(d, m, n, out_bytes, store),
             Pointer(a_scale),
             Pointer(b_scale),
@@ -82,3 +84,8 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
             *(Scalar(value, "uint32") for value in (m, n, k, groups)),
         ),
     )
+
+
+def column_box(tile: GemmConfig) -> int:
+    """Rows of B, or of A with swapped operands, of which no more are loaded than a group has, rounded up to this."""
+    return TOKEN_BOX if tile.swap and tile.columns % TOKEN_BOX == 0 else tile.columns

@@ -54,9 +54,22 @@ def _run(
     values, types, layouts, aliases = kernel_operands(op, operands, avals, params, lambda x: x)
     laid_out = [np.asarray(x).transpose(order) for x, order in zip(values, _orders(layouts, types), strict=True)]
     orders = _orders(op.result_layouts and op.result_layouts(avals, params), results)
-    shapes = [(tuple(r.shape[d] for d in order), r.dtype) for r, order in zip(results, orders, strict=True)]
+    shapes = [_in_memory([r.shape[d] for d in order], r.dtype) for r, order in zip(results, orders, strict=True)]
     written = emulate(launch, laid_out, shapes, aliases=aliases or None, **keywords)
-    return [jnp.asarray(x.transpose(np.argsort(order))) for x, order in zip(written, orders, strict=True)]
+    values = [_unpacked(x, r.dtype) for x, r in zip(written, results, strict=True)]
+    return [jnp.asarray(x.transpose(np.argsort(order))) for x, order in zip(values, orders, strict=True)]
+
+
+def _in_memory(shape: Sequence[int], dtype: Any) -> tuple[Sequence[int], Any]:
+    """Shape and dtype of an array as a GPU has it: FP4 two to a byte."""
+    return ((*shape[:-1], shape[-1] // 2), np.uint8) if dtype == jnp.float4_e2m1fn else (shape, dtype)
+
+
+def _unpacked(x: np.ndarray, dtype: Any) -> np.ndarray:
+    if dtype != jnp.float4_e2m1fn:
+        return x
+    codes = np.stack([x & 15, x >> 4], axis=-1).reshape(*x.shape[:-1], -1)
+    return codes.view(np.dtype(dtype))
 
 
 def _orders(layouts: Any, arrays: Sequence[Any]) -> list[tuple[int, ...]]:

@@ -41,11 +41,13 @@ _REPLACED: dict[str, tuple[tuple[str, str], ...]] = {
             " packed = round(low) | round(high) << 16;",
         ),
     ),
-    "common/fp8_cast.cuh": (
+    "common/cast.cuh": (
         (
             r'asm\("cvt.f32.f16[^;]*;"[^;]*;',
             "wide = static_cast<float>(std::bit_cast<_Float16>(static_cast<u16>(element)));",
         ),
+    ),
+    "common/fp8_cast.cuh": (
         (
             r'asm\("\{\\n"\s*"\.reg \.b16 low, high;.*?: "f"\(first\)[^;]*;',
             "packed = to_e4m3(first) | to_e4m3(second) << 8 | to_e4m3(third) << 16 | to_e4m3(fourth) << 24;",

@@ -1,4 +1,4 @@
-"""Quantising by kernels and by the reference on a CPU, compared to the bit."""
+"""Quantising to FP8 and FP4 by kernels and by the reference on a CPU, compared to the bit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_deepgemm import per_token_cast_to_fp4
 from jax_deepgemm.ops.casting import quantise
 from tests.gpu.native import native
 from tests.gpu.problems import same_bits
@@ -36,6 +37,16 @@ def values(shape: tuple[int, int], dtype: Any, seed: int = 0) -> np.ndarray:
     return x.astype(dtype)
 
 
+def spoiled(x: np.ndarray) -> np.ndarray:
+    """`x` with values that are not finite, in the first and the last row and column too."""
+    random = np.random.default_rng(1)
+    x = x.copy()
+    places = [(0, 0), (-1, -1), *zip(*(random.integers(0, n, 4) for n in x.shape), strict=True)]
+    for place, value in zip(places, (np.inf, np.nan, -np.inf, -np.nan, np.nan, np.inf), strict=True):
+        x[place] = value
+    return x
+
+
 def casts(x: jax.Array, blocks: Any) -> Any:
     return [quantise(x, use_ue8m0=u, **b) for b in blocks for u in (False, True)]
 
@@ -49,6 +60,19 @@ def check(x: np.ndarray, blocks: Any = BLOCKS) -> None:
         for pair, wanted_pair in zip(g, w, strict=True):
             for what, result, expected in zip(("data", "scale"), pair, wanted_pair, strict=True):
                 assert same_apart_from_nan(result, expected), f"{what} of {block}: {differences(result, expected)}"
+
+
+def casts_to_fp4(x: jax.Array) -> Any:
+    return [per_token_cast_to_fp4(x, gran_k=g, use_ue8m0=u) for g in (32, 128) for u in (False, True)]
+
+
+def check_fp4(x: np.ndarray) -> None:
+    """Of columns that are even."""
+    given = jnp.asarray(x)
+    got = native(casts_to_fp4, given, calls=4)(given)
+    wanted = jax.jit(casts_to_fp4)(jax.device_put(x, jax.devices("cpu")[0]))
+    for index, (result, expected) in enumerate(zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)):
+        assert same_apart_from_nan(result, expected), f"result {index}: {differences(result, expected)}"
 
 
 def same_apart_from_nan(x: Any, y: Any) -> bool:

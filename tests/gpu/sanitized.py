@@ -109,6 +109,7 @@ M_GROUPED_LAYOUTS = {
     "masked": (-3, 1000, 2**31 - 1, 20),
 }
 M_GROUPED_CONFIGS = (
+    GemmConfig(128, 64, cluster_columns=2),
     GemmConfig(128, 64, ahead=2),
     GemmConfig(64, 16, swap=True, split_k=2),
     Bf16GemmConfig(128, 48),
@@ -147,6 +148,7 @@ def main(*arguments: str) -> None:
             skip_head_mid.run_and_check((64, 8, 32), config, m=77, heads=3, k=272)
         print(config, "is right, with free columns", flush=True)
     casts.check(casts.values((130, 140), BF16))
+    casts.check_fp4(casts.values((130, 140), BF16))
     print("casts are right", flush=True)
     moe_cases.check()
     print("experts are right", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_deepgemm import fp8_gemm_nt, per_block_cast_to_fp8, per_channel_cast_to_fp8, per_token_cast_to_fp8
-from tests.gpu.casts import BLOCKS, casts, check, values
+from tests.gpu.casts import BLOCKS, casts, check, spoiled, values
 from tests.gpu.native import hlo, native
 from tests.gpu.problems import same_bits
 
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.gpu
 # Ends inside tiles, scale blocks, and memory accesses of every width.
 SIZES = ((1, 1), (1, 7168), (3, 7), (5, 128), (33, 136), (77, 1000), (128, 256), (130, 36), (257, 1002), (640, 400))
 OTHER: tuple[dict[str, Any], ...] = ({"straight": (1, 32)}, {"straight": (1, 64)}, {"turned": (128, 128)})
-
-
-def spoiled(x: np.ndarray) -> np.ndarray:
-    """`x` with values that are not finite, in the first and the last row and column too."""
-    random = np.random.default_rng(1)
-    x = x.copy()
-    places = [(0, 0), (-1, -1), *zip(*(random.integers(0, n, 4) for n in x.shape), strict=True)]
-    for place, value in zip(places, (np.inf, np.nan, -np.inf, -np.nan, np.nan, np.inf), strict=True):
-        x[place] = value
-    return x
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

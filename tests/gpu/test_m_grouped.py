@@ -30,6 +30,8 @@ SIZES = {
 CONFIGS = (
     GemmConfig(128, 128, ahead=2),
     GemmConfig(256, 128),
+    GemmConfig(256, 128, cluster_columns=2),
+    GemmConfig(128, 64, cluster_columns=4),
     GemmConfig(192, 128),
     GemmConfig(128, 192),
     GemmConfig(64, 48, stage_blocks=4),
