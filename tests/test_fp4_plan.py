@@ -135,7 +135,7 @@ def test_impossible_configurations_are_refused(fields: dict[str, int], message: 
         ({"k_groups": 0}, "`k_groups` must be positive, got 0"),
         ({"columns": 12}, "`columns` must be a multiple of 8 up to 128"),
         ({"columns": 72, "k_groups": 4}, "`columns` must be a multiple of 8 up to 64"),
-        ({"columns": 40, "rows": 256}, "`columns` must be a multiple of 8 up to 32"),
+        ({"columns": 56, "rows": 256}, "`columns` must be a multiple of 8 up to 48"),
         ({"scale_warps": 0}, "`scale_warps` must be positive, got 0"),
         ({"split_k": 9}, "`split_k` must be at most 8, got 9"),
     ],

@@ -12,15 +12,11 @@
 constexpr u32 kForties = 0x40404040;
 __device__ __forceinline__ u32 keep_forties(u32 size) { return kForties + (size >> 31); }
 
-// Eight values, negated: the first four, and the others. `prmt` takes the lower three bits of a nibble for the number of a
-// byte; the fourth replaces the byte by its sign, eight times: of 0x40 nothing is left. It looks at four nibbles alone, the
-// lower ones. `forties`: kForties.
-__device__ __forceinline__ uint2 decode_negated(u32 codes, Fp4Table table, u32 forties) {
-    const u32 magnitudes = codes & 0x77777777;
-    const auto decode = [&](u32 signs, u32 four) {
-        return permute_bytes(forties, forties, signs) * 2 + permute_bytes(table.low, table.high, four);
-    };
-    return {decode(codes, magnitudes), decode(codes >> 16, magnitudes >> 16)};
+// Four values, the lower 16 bits of `codes`, negated. `prmt` takes their lower three bits for the number of a byte; the
+// fourth replaces the byte by its sign, eight times: of 0x40 nothing is left. `forties`: kForties.
+__device__ __forceinline__ u32 decode_negated(u32 codes, Fp4Table table, u32 forties) {
+    const u32 positive = permute_bytes(forties, forties, codes);
+    return positive * 2 + permute_bytes(table.low, table.high, codes & 0x7777);
 }
 
 template <class Scales>
@@ -29,7 +25,6 @@ struct RowFold;
 template <>
 struct RowFold<Ue8m0By32> {
     static constexpr u32 kAhead = 4;
-    static constexpr bool kGroupsByLanes = true;
     static constexpr int kSpread = Ue8m0By32::kHighest - Ue8m0By32::kLowest;
 
     // Together: the exponents less the least that fits beside the largest, and the scale that goes with it. Apart: the
@@ -71,7 +66,6 @@ struct RowFold<Ue8m0By32> {
 template <>
 struct RowFold<FloatBy32> {
     static constexpr u32 kAhead = 2;
-    static constexpr bool kGroupsByLanes = false;
 
     struct alignas(16) Fold {
         float scales[4];
@@ -95,7 +89,6 @@ struct RowFold<FloatBy32> {
 template <>
 struct RowFold<FloatBy128> {
     static constexpr u32 kAhead = 4;
-    static constexpr bool kGroupsByLanes = true;
 
     struct Fold {
         float common;

@@ -1,9 +1,9 @@
 // The warps that feed a GEMM whose FP4 weights stay packed in shared memory: one fetches weights, tokens and the tokens'
 // scales, the others write the scales of 64 rows of weights each.
 //
-// Tokens lie in an order in which all that a thread decodes of a row lies together in memory. wgmma takes four bytes at a
-// time from each of four lanes, so such fours change places, of the 32 that a block of K has. TMA moves no less than 16
-// bytes, so they come by `cp.async`.
+// With kGroupsByLanes tokens lie in an order in which all that a thread decodes of a row lies together in memory. wgmma takes
+// four bytes at a time from each of four lanes, so such fours change places, of the 32 that a block of K has. TMA moves no
+// less than 16 bytes, so they come by `cp.async`.
 #pragma once
 #include "common/fp4_swapped_layout.cuh"
 #include "common/gemm_walk.cuh"
@@ -18,7 +18,7 @@ struct Fp4SwappedFeed {
     using Raw = typename Config::Scales::Raw;
     using Rows = RowFold<typename Config::Scales>;
     static constexpr u32 kUnitBlocks = Layout::kUnitBlocks;
-    static constexpr bool kGroupsByLanes = Rows::kGroupsByLanes;
+    static constexpr bool kGroupsByLanes = Config::kGroupsByLanes;
 
     // The scales of a row's unit.
     struct alignas(sizeof(Raw) == 4 ? 8 : 16) RawUnit {
@@ -34,8 +34,8 @@ struct Fp4SwappedFeed {
     }
 
     // Run by a warp, of which one lane asks for weights, by TMA.
-    __device__ __forceinline__ void load_tiles(const TensorMap& weights_map, const u8* tokens, const float* scales_a,
-                                               u32 lane) const {
+    __device__ __forceinline__ void load_tiles(const TensorMap& weights_map, const Tokens<Config>& tokens,
+                                               const float* scales_a, u32 lane) const {
         const u64 policy = l2_evict_first();
         const bool elected = elect_one();
         typename Walk::OwnPace walk = this->walk;
@@ -48,25 +48,34 @@ struct Fp4SwappedFeed {
                 const u32 at_k = (walk.k_begin + i) * Layout::kUnitK;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
+                const u32 boxes = kGroupsByLanes ? 0 : blocks_of(i);
                 if (elected) {
-                    full.arrive_expect_bytes(Layout::kWeightsBytes);
+                    full.arrive_expect_bytes(Layout::kWeightsBytes + boxes * Layout::kTokensBytes);
                     if constexpr (Config::kReadBOnce) {
                         tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row, policy);
                     } else {
                         tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row);
                     }
                 }
-                copy_tokens(tokens, scales_a, pipe.stage, at_k, corner.column, lane);
+                const u32 end = walk.rows(static_cast<typename Config::Out*>(nullptr)).bound(m);
+                const u32 count = min(Config::kColumns, end - corner.column);
+                if constexpr (kGroupsByLanes) {
+                    copy_tokens(tokens, pipe.stage, at_k, corner.column, count, lane);
+                } else if (elected) {
+#pragma unroll 1
+                    for (u32 j = 0; j < boxes; ++j)
+                        tma_load_2d(shared.tokens(pipe.stage, j), tokens, full, at_k + j * kBlockK, corner.column);
+                }
+                copy_token_scales(scales_a, pipe.stage, at_k, corner.column, count, lane);
                 full.arrive_after_async_copies();
             }
         }
         async_copy_wait_all();
     }
 
-    // A unit's tokens and their scales. Beyond the last token nobody reads.
-    __device__ __forceinline__ void copy_tokens(const u8* tokens, const float* scales_a, u32 stage, u32 at_k, u32 m0,
-                                                u32 lane) const {
-        const u32 count = min(Config::kColumns, m - m0);
+    // Of a unit. Beyond the last token nobody reads.
+    __device__ __forceinline__ void copy_token_scales(const float* scales_a, u32 stage, u32 at_k, u32 m0, u32 count,
+                                                      u32 lane) const {
         scales_a += static_cast<u64>(at_k / kBlockK) * m + m0;
 #pragma unroll
         for (u32 j = 0; j < kUnitBlocks; ++j) {
@@ -76,10 +85,12 @@ struct Fp4SwappedFeed {
                 if (column < count) async_copy<4>(shared.token_scales(stage, j) + column, scales_a + j * m + column);
             }
         }
-        // Of the four bytes of K number `lane`: the eighth of a row of 128 where they go, and their quarter of that.
-        const u32 eighth = kGroupsByLanes ? lane % 8 : lane / 8 * 2 + lane % 2;
-        const u32 quarter = kGroupsByLanes ? lane / 8 : lane / 2 % 4;
-        const u32 to = shared_address(shared.tokens(stage, 0)) + eighth * 16 + quarter * 4;
+    }
+
+    // A lane copies the four bytes of K of its number, of each token, to the eighth `lane % 8` of a row of 128 bytes, the
+    // quarter `lane / 8` of that.
+    __device__ __forceinline__ void copy_tokens(const u8* tokens, u32 stage, u32 at_k, u32 m0, u32 count, u32 lane) const {
+        const u32 to = shared_address(shared.tokens(stage, 0)) + lane % 8 * 16 + lane / 8 * 4;
         at_k += 4 * lane;
         const bool first = at_k < k, second = at_k + kBlockK < k;
         tokens += static_cast<u64>(m0) * k + at_k;

@@ -3,6 +3,21 @@
 #include "common/barrier.cuh"
 #include "common/fp4_fold.cuh"
 #include "common/gemm_layout.cuh"
+#include "common/tma.cuh"
+
+// Where tokens come from: boxes of them in order, or the memory whose bytes change places.
+template <bool kInOrder>
+struct TokensIn {
+    using type = TensorMap;
+};
+
+template <>
+struct TokensIn<false> {
+    using type = const u8*;
+};
+
+template <class Config>
+using Tokens = typename TokensIn<!Config::kGroupsByLanes>::type;
 
 template <class Config>
 struct Fp4SwappedLayout {

@@ -33,7 +33,7 @@ struct Sm90Fp8Fp4GemmSwapped {
     // Registers are handed out to four warps at once.
     static constexpr u32 kRegisters = 65536 / align_up(Layout::kThreads, 128);
     static constexpr u32 kSplitRegisters = kSplitK > 1 && kColumns >= 32 ? 16 : 0;  // what a cluster asks for besides
-    static constexpr bool kStraight = 2 * kAccumulators + 40 + kSplitRegisters <= kRegisters;
+    static constexpr bool kStraight = 2 * kAccumulators + 48 + kSplitRegisters <= kRegisters;
     static constexpr bool kPairs = 2 * kAccumulators + 80 + kSplitRegisters <= kRegisters;
     static constexpr bool kTwoProducts = 3 * kAccumulators + 80 <= kRegisters;
     static_assert(Config::kSwap && Config::kClusterRows * Config::kClusterColumns == 1);
@@ -61,9 +61,15 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
     }
 
-    // Packed values of a thread's two rows in a block: eight of each for an instruction's 32 of K.
+    // Packed values of a thread's two rows in a block. An instruction takes four fours of them, by turns of the upper and of the
+    // lower row: each a word of its own, of which the upper half is zeros, or two of a row in one.
     struct Codes {
-        u32 upper[kBlockK / 32], lower[kBlockK / 32];
+        u32 words[kBlockK / 32][kGroupsByLanes ? 2 : 4];
+
+        // In the lower half.
+        __device__ __forceinline__ u32 four(u32 i, u32 e) const {
+            return kGroupsByLanes ? words[i][e % 2] >> e / 2 * 16 : words[i][e];
+        }
     };
 
     // Of the thread's rows of weights, where it reads them in shared memory: of the upper one, its number among eight, and
@@ -72,26 +78,28 @@ struct Sm90Fp8Fp4GemmSwapped {
         const u8* from;
         u32 swizzle, quarter, forties;
 
-        // Eight values for instruction `i`, of the row 0 or 8 below the upper one.
-        __device__ __forceinline__ u32 word(u32 block, u32 i, u32 row) const {
-            const u32 group = kGroupsByLanes ? quarter : i, within = kGroupsByLanes ? i : quarter;
-            return *reinterpret_cast<const u32*>(from + (block * 4 + group ^ swizzle) * 16 + within * 4 + row * 128);
+        // What all lanes have of K32 group `i` of a block.
+        __device__ __forceinline__ void read_group(u32 (&fours)[4], u32 block, u32 i) const {
+            const u8* const at = from + (block * 4 + i ^ swizzle) * 16 + quarter * 2;
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) fours[e] = *reinterpret_cast<const u16*>(at + e / 2 * 8 + e % 2 * 8 * 128);
         }
 
-        // All of a block: a K32 group, or a quarter of all four.
         __device__ __forceinline__ Codes read(u32 block) const {
-            if constexpr (!kGroupsByLanes) {
-                Codes codes;
-#pragma unroll
-                for (u32 i = 0; i < kBlockK / 32; ++i)
-                    codes.upper[i] = word(block, i, 0), codes.lower[i] = word(block, i, 8);
-                return codes;
-            } else {
+            Codes codes;
+            if constexpr (kGroupsByLanes) {  // a K32 group of the lane's own
                 const u8* const at = from + (block * 4 + quarter ^ swizzle) * 16;
-                const uint4 upper = *reinterpret_cast<const uint4*>(at);
-                const uint4 lower = *reinterpret_cast<const uint4*>(at + 8 * 128);
-                return {{upper.x, upper.y, upper.z, upper.w}, {lower.x, lower.y, lower.z, lower.w}};
+#pragma unroll
+                for (u32 row = 0; row < 2; ++row) {
+                    const uint4 words = *reinterpret_cast<const uint4*>(at + row * 8 * 128);
+                    codes.words[0][row] = words.x, codes.words[1][row] = words.y;
+                    codes.words[2][row] = words.z, codes.words[3][row] = words.w;
+                }
+            } else {
+#pragma unroll
+                for (u32 i = 0; i < kBlockK / 32; ++i) read_group(codes.words[i], block, i);
             }
+            return codes;
         }
     };
 
@@ -119,19 +127,15 @@ struct Sm90Fp8Fp4GemmSwapped {
 
     using Fragments = u32[kBlockK / 32][4];
 
-    static __device__ __forceinline__ void decode(u32 (&a)[4], u32 upper, u32 lower, Fp4Table upper_table,
-                                                  Fp4Table lower_table, u32 forties) {
-        const uint2 first = decode_negated(upper, upper_table, forties);
-        const uint2 second = decode_negated(lower, lower_table, forties);
-        a[0] = first.x, a[1] = second.x, a[2] = first.y, a[3] = second.y;
-    }
-
     static __device__ __forceinline__ void decode(Fragments& a, const Codes& codes, const Fold& upper, const Fold& lower,
                                                   const Weights& weights) {
         const Tables uppers(upper, weights.quarter), lowers(lower, weights.quarter);
 #pragma unroll
-        for (u32 i = 0; i < kBlockK / 32; ++i)
-            decode(a[i], codes.upper[i], codes.lower[i], uppers[i], lowers[i], weights.forties);
+        for (u32 i = 0; i < kBlockK / 32; ++i) {
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e)
+                a[i][e] = decode_negated(codes.four(i, e), e % 2 == 0 ? uppers[i] : lowers[i], weights.forties);
+        }
     }
 
     static __device__ __forceinline__ void issue(float (&product)[kAccumulators], const Fragments& a, u64 tokens) {
@@ -177,14 +181,19 @@ struct Sm90Fp8Fp4GemmSwapped {
                                                        u32 i, u64 tokens) {
         if constexpr (kGroupsByLanes) {  // those of the other lanes are zeros
             const u32 mine = i == weights.quarter ? ~0u : 0;
+            const Codes codes = weights.read(block);
             Fragments a;
 #pragma unroll
-            for (u32 e = 0; e < kBlockK / 32; ++e)
-                decode(a[e], weights.word(block, e, 0) & mine, weights.word(block, e, 8) & mine, {}, {}, weights.forties);
+            for (u32 of = 0; of < kBlockK / 32; ++of) {
+#pragma unroll
+                for (u32 e = 0; e < 4; ++e) a[of][e] = decode_negated(codes.four(of, e) & mine, {}, weights.forties);
+            }
             issue(product, a, tokens);
         } else {
             u32 a[4];
-            decode(a, weights.word(block, i, 0), weights.word(block, i, 8), {}, {}, weights.forties);
+            weights.read_group(a, block, i);
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) a[e] = decode_negated(a[e], {}, weights.forties);
             wgmma_pin(product);
             wgmma_fence();
             WgmmaE4m3Rs<kColumns>::template run<false>(product, a, tokens + 2 * i);
@@ -281,7 +290,7 @@ struct Sm90Fp8Fp4GemmSwapped {
             for (; next < first + walk.k_blocks; next += kKGroups) {
                 const u32 count = min(Layout::kUnitBlocks, blocks - (next - first) * Layout::kUnitBlocks);
                 shared.full(stage).wait(phase);
-                fence_async_proxy();  // tokens have come by `cp.async`, and are read by the tensor cores
+                if constexpr (kGroupsByLanes) fence_async_proxy();  // tokens have come by `cp.async`, and wgmma reads them
                 const Weights weights{shared.weights(stage) + row * 128, eighth, lane % 4, forties};
                 const u32 together = *shared.together(stage, rows);
                 if (kStraight && count == 2 && together == 3) {
@@ -319,8 +328,8 @@ struct Sm90Fp8Fp4GemmSwapped {
 
     // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
     template <class Prepare = Nothing>
-    static __device__ __forceinline__ void run(const TensorMap& weights_map, const u8* tokens, const float* scales_a,
-                                               const Raw* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k,
+    static __device__ __forceinline__ void run(const TensorMap& weights_map, const Tokens<Config>& tokens,
+                                               const float* scales_a, const Raw* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k,
                                                u32 row_scales, Prepare prepare = {}) {
         extern __shared__ __align__(1024) u8 shared_memory[];
         const Shared shared{shared_memory};
@@ -340,6 +349,7 @@ struct Sm90Fp8Fp4GemmSwapped {
                     shared.partials_read().init(kSplitK * kSplitArrivals);
                 }
                 tma_prefetch_descriptor(weights_map);
+                if constexpr (!kGroupsByLanes) tma_prefetch_descriptor(tokens);
             }
             fence_barrier_init();
         }
@@ -374,8 +384,8 @@ struct Sm90Fp8Fp4GemmSwapped {
 template <class Config>
 __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
     sm90_fp8_fp4_gemm_swapped(const __grid_constant__ TensorMap weights_map,
-                              const u8* tokens, const float* scales_a, const typename Config::Scales::Raw* scales_b,
-                              const typename Config::Out* c, typename Config::Out* d, u32 m, u32 n, u32 k,
-                              u32 row_scales) {
+                              const __grid_constant__ Tokens<Config> tokens, const float* scales_a,
+                              const typename Config::Scales::Raw* scales_b, const typename Config::Out* c,
+                              typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales) {
     Sm90Fp8Fp4GemmSwapped<Config>::run(weights_map, tokens, scales_a, scales_b, c, d, m, n, k, row_scales);
 }

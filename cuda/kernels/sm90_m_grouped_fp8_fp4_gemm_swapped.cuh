@@ -9,7 +9,7 @@
 template <class Config>
 __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
     sm90_m_grouped_fp8_fp4_gemm_swapped(const __grid_constant__ TensorMap weights_map,
-                                        const u8* tokens, const float* scales_a,
+                                        const __grid_constant__ Tokens<Config> tokens, const float* scales_a,
                                         const typename Config::Scales::Raw* scales_b, const int* layout,
                                         typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales, u32 groups) {
     using Gemm = Sm90Fp8Fp4GemmSwapped<Config>;

@@ -55,7 +55,7 @@ def launch(tile: TileConfig, problem: Problem, scales: Scales, *, pdl: bool = Fa
         pdl=pdl,
         arguments=(
             weights_map(b, groups * n, k, parts.weight_rows),
-            tokens_of(tile, a, m, k),
+            tokens_of(tile, a, m, k, scales),
             *(store_map(d, m, n, out_bytes, store) for store in parts.stores),
             Pointer(a_scale),
             Pointer(b_scale),
