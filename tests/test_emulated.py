@@ -137,7 +137,12 @@ def test_k_grouped(config: Any) -> None:
 
 
 # Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens.
-FP4 = (Fp4GemmConfig(256, 128, tile_scales=True), Fp4GemmConfig(128, 64), Fp4SwappedConfig(64, 32, 2, split_k=2))
+FP4 = (
+    Fp4GemmConfig(256, 128, tile_scales=True),
+    Fp4GemmConfig(128, 64),
+    Fp4SwappedConfig(64, 32, 2, split_k=2),
+    Fp4SwappedConfig(192, 48),
+)
 
 
 @pytest.mark.parametrize("config", FP4, ids=str)
@@ -162,14 +167,15 @@ def test_fp4_whose_scales_fold_in_some_rows_of_weights() -> None:
     helpers.assert_close(d, fp4.oracle(a, b))
 
 
+@pytest.mark.parametrize("config", [FP4[0], FP4[2]], ids=str)
 @pytest.mark.parametrize("psum", [False, True])
-def test_m_grouped_fp4(psum: bool) -> None:
+def test_m_grouped_fp4(psum: bool, config: Fp4GemmConfig | Fp4SwappedConfig) -> None:
     sizes, rest = (5, 0, 77, 1, 129, 300), 30
     index = m_grouped.index_of(sizes, rest)
     a, b = m_grouped.operands(len(index), 264, 416, len(sizes), "fp8_fp4")
     layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index)
     with emulated(target=ROOMY):
-        d = m_grouped_fp8_fp4_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=FP4[0])
+        d = m_grouped_fp8_fp4_gemm_nt_contiguous(a, b, layout, use_psum_layout=psum, config=config)
     helpers.assert_close(d, m_grouped.oracle(*m_grouped.dequantised(a, b), index))
 
 

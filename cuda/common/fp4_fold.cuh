@@ -8,10 +8,14 @@
 #pragma once
 #include "common/fp4_decode.cuh"
 
+// 0x40 four times. The compiler makes a constant anew for each use, if it knows one. `size` is under 2^31.
+constexpr u32 kForties = 0x40404040;
+__device__ __forceinline__ u32 keep_forties(u32 size) { return kForties + (size >> 31); }
+
 // Four values, the lower 16 bits of `codes`, negated. `prmt` takes their lower three bits for the number of a byte; the
-// fourth replaces the byte by its sign, eight times: of 0x40 nothing is left.
-__device__ __forceinline__ u32 decode_negated(u32 codes, Fp4Table table) {
-    const u32 positive = permute_bytes(0x40404040, 0x40404040, codes);
+// fourth replaces the byte by its sign, eight times: of 0x40 nothing is left. `forties`: kForties.
+__device__ __forceinline__ u32 decode_negated(u32 codes, Fp4Table table, u32 forties) {
+    const u32 positive = permute_bytes(forties, forties, codes);
     return positive * 2 + permute_bytes(table.low, table.high, codes & 0x7777);
 }
 

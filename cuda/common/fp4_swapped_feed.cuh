@@ -1,5 +1,9 @@
-// The warps that feed a GEMM whose FP4 weights stay packed in shared memory: one asks TMA for the tiles, the others write the
-// scales of 64 rows of weights each, and the tokens'.
+// The warps that feed a GEMM whose FP4 weights stay packed in shared memory: one fetches weights, tokens and the tokens'
+// scales, the others write the scales of 64 rows of weights each.
+//
+// With kGroupsByLanes tokens lie in an order in which all that a thread decodes of a row lies together in memory. wgmma takes
+// four bytes at a time from each of four lanes, so such fours change places, of the 32 that a block of K has. TMA moves no
+// less than 16 bytes, so they come by `cp.async`.
 #pragma once
 #include "common/fp4_swapped_layout.cuh"
 #include "common/gemm_walk.cuh"
@@ -14,7 +18,7 @@ struct Fp4SwappedFeed {
     using Raw = typename Config::Scales::Raw;
     using Rows = RowFold<typename Config::Scales>;
     static constexpr u32 kUnitBlocks = Layout::kUnitBlocks;
-    static constexpr u32 kThreads = Layout::kRowGroups * 32;
+    static constexpr bool kGroupsByLanes = Config::kGroupsByLanes;
 
     // The scales of a row's unit.
     struct alignas(sizeof(Raw) == 4 ? 8 : 16) RawUnit {
@@ -23,35 +27,78 @@ struct Fp4SwappedFeed {
 
     const Shared& shared;
     const Walk walk;
-    u32 m, n, blocks;  // of all of K
+    u32 m, n, k, blocks;  // of all of K
 
     __device__ __forceinline__ u32 blocks_of(u32 unit) const {
         return min(kUnitBlocks, blocks - (walk.k_begin + unit) * kUnitBlocks);
     }
 
-    // Run by one thread.
-    __device__ __forceinline__ void load_tiles(const TensorMap& weights_map, const TensorMap& tokens_map) const {
+    // Run by a warp, of which one lane asks for weights, by TMA.
+    __device__ __forceinline__ void load_tiles(const TensorMap& weights_map, const Tokens<Config>& tokens,
+                                               const float* scales_a, u32 lane) const {
         const u64 policy = l2_evict_first();
+        const bool elected = elect_one();
         typename Walk::OwnPace walk = this->walk;
         Pipeline pipe;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);
-            const u32 weights_row = walk.rows_at(corner.row, n);
+            const u32 row = walk.rows_at(corner.row, n);
 #pragma unroll 1
             for (u32 i = 0; i < walk.k_blocks; ++i, pipe.advance()) {
-                const u32 count = blocks_of(i), at_k = (walk.k_begin + i) * Layout::kUnitK;
+                const u32 at_k = (walk.k_begin + i) * Layout::kUnitK;
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
-                full.arrive_expect_bytes(Layout::kWeightsBytes + count * Layout::kTokensBytes);
-                if constexpr (Config::kReadBOnce) {
-                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, weights_row, policy);
-                } else {
-                    tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, weights_row);
+                const u32 boxes = kGroupsByLanes ? 0 : blocks_of(i);
+                if (elected) {
+                    full.arrive_expect_bytes(Layout::kWeightsBytes + boxes * Layout::kTokensBytes);
+                    if constexpr (Config::kReadBOnce) {
+                        tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row, policy);
+                    } else {
+                        tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row);
+                    }
                 }
+                const u32 end = walk.rows(static_cast<typename Config::Out*>(nullptr)).bound(m);
+                const u32 count = min(Config::kColumns, end - corner.column);
+                if constexpr (kGroupsByLanes) {
+                    copy_tokens(tokens, pipe.stage, at_k, corner.column, count, lane);
+                } else if (elected) {
 #pragma unroll 1
-                for (u32 j = 0; j < count; ++j)
-                    tma_load_2d(shared.tokens(pipe.stage, j), tokens_map, full, at_k + j * kBlockK, corner.column);
+                    for (u32 j = 0; j < boxes; ++j)
+                        tma_load_2d(shared.tokens(pipe.stage, j), tokens, full, at_k + j * kBlockK, corner.column);
+                }
+                copy_token_scales(scales_a, pipe.stage, at_k, corner.column, count, lane);
+                full.arrive_after_async_copies();
             }
+        }
+        async_copy_wait_all();
+    }
+
+    // Of a unit. Beyond the last token nobody reads.
+    __device__ __forceinline__ void copy_token_scales(const float* scales_a, u32 stage, u32 at_k, u32 m0, u32 count,
+                                                      u32 lane) const {
+        scales_a += static_cast<u64>(at_k / kBlockK) * m + m0;
+#pragma unroll
+        for (u32 j = 0; j < kUnitBlocks; ++j) {
+            if (at_k + j * kBlockK >= k) break;
+#pragma unroll
+            for (u32 column = lane; column < Config::kColumns; column += 32) {
+                if (column < count) async_copy<4>(shared.token_scales(stage, j) + column, scales_a + j * m + column);
+            }
+        }
+    }
+
+    // A lane copies the four bytes of K of its number, of each token, to the eighth `lane % 8` of a row of 128 bytes, the
+    // quarter `lane / 8` of that.
+    __device__ __forceinline__ void copy_tokens(const u8* tokens, u32 stage, u32 at_k, u32 m0, u32 count, u32 lane) const {
+        const u32 to = shared_address(shared.tokens(stage, 0)) + lane % 8 * 16 + lane / 8 * 4;
+        at_k += 4 * lane;
+        const bool first = at_k < k, second = at_k + kBlockK < k;
+        tokens += static_cast<u64>(m0) * k + at_k;
+#pragma unroll 8
+        for (u32 row = 0; row < count; ++row, tokens += k) {
+            const u32 at = row * kBlockK + (to ^ row % 8 * 16);
+            async_copy_or_zeros(at, tokens, first);
+            async_copy_or_zeros(at + Layout::kTokensBytes, tokens + kBlockK, second);
         }
     }
 
@@ -59,7 +106,6 @@ struct Fp4SwappedFeed {
     struct Cursor {
         typename Walk::OwnPace walk;
         u32 index, unit;
-        u32 known = ~0u, token;  // a tile, and its first token
 
         __device__ __forceinline__ Cursor(const Walk& walk, u32 first) : walk(walk), index(walk.first), unit(first) {
             find_tile();
@@ -70,13 +116,6 @@ struct Fp4SwappedFeed {
             const u32 before = index;
             for (; unit >= walk.k_blocks && valid(); unit -= walk.k_blocks) index += walk.step;
             return index != before;
-        }
-
-        // The tile's first token. To find it among groups for every unit would take a good part of a unit's time.
-        __device__ __forceinline__ u32 first_token() {
-            if constexpr (!Walk::kStacked) return walk.corner(index).column;
-            if (known != index) known = index, token = walk.corner(index).column;
-            return token;
         }
 
         // Whether it comes to another tile.
@@ -132,22 +171,9 @@ struct Fp4SwappedFeed {
         }
     };
 
-    // The tokens' scales of a unit, by all lanes of all warps.
-    __device__ __forceinline__ void copy_token_scales(const float* scales_a, u32 stage, u32 unit, u32 m0,
-                                                      u32 thread) const {
-        const u32 items = blocks_of(unit) * Config::kColumns;
-        scales_a += static_cast<u64>(walk.k_begin + unit) * kUnitBlocks * m + m0;
-#pragma unroll 1
-        for (u32 i = thread; i < items; i += kThreads) {
-            const u32 j = i / Config::kColumns, column = i % Config::kColumns;
-            if (m0 + column < m)
-                async_copy<4>(shared.token_scales(stage, j) + column, scales_a + j * m + column);
-        }
-    }
-
     // Run by the warps of the rows `group`, of which this is number `turn`.
-    __device__ __forceinline__ void write_scales(const float* scales_a, const Raw* scales_b, u32 row_scales, u32 group,
-                                                 u32 turn, u32 lane) const {
+    __device__ __forceinline__ void write_scales(const Raw* scales_b, u32 row_scales, u32 group, u32 turn,
+                                                 u32 lane) const {
         if (walk.k_blocks == 0) return;
         u8* const lane_raw = shared.raw(group * Layout::kScaleWarps + turn) + lane * Layout::kRawRowBytes;
         Copies copies(*this, scales_b, row_scales, group * 64 + lane, lane_raw, turn);
@@ -158,12 +184,11 @@ struct Fp4SwappedFeed {
         for (Cursor at(walk, turn); at.valid(); at.advance()) {
             Barrier& full = shared.full(stage);
             shared.empty(stage).wait(phase ^ 1);
-            copy_token_scales(scales_a, stage, at.unit, at.first_token(), group * 32 + lane);
-            full.arrive_after_async_copies();
             async_copy_wait<Layout::kAhead - 1>();
             const u8* const raw = lane_raw + copies.slot * Layout::kRawBytes;  // the next to be written to
             const RawUnit upper = *reinterpret_cast<const RawUnit*>(raw);
             const RawUnit lower = *reinterpret_cast<const RawUnit*>(raw + 32 * Layout::kRawRowBytes);
+            u32 all_together = 0;
 #pragma unroll
             for (u32 j = 0; j < kUnitBlocks; ++j) {
                 const typename Rows::Row first(upper.blocks[j]), second(lower.blocks[j]);
@@ -171,8 +196,9 @@ struct Fp4SwappedFeed {
                 typename Layout::Fold* const to = shared.folds(stage, j) + group * 64 + lane;
                 to[0] = together ? first.together() : first.apart();
                 to[32] = together ? second.together() : second.apart();
-                if (lane == 0) shared.together(stage, j)[group] = together;
+                all_together |= static_cast<u32>(together) << j;
             }
+            if (lane == 0) *shared.together(stage, group) = all_together;
             arrive_warp(full, lane);
             copies.copy_next();
             stage += Layout::kScaleWarps;

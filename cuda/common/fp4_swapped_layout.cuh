@@ -3,6 +3,21 @@
 #include "common/barrier.cuh"
 #include "common/fp4_fold.cuh"
 #include "common/gemm_layout.cuh"
+#include "common/tma.cuh"
+
+// Where tokens come from: boxes of them in order, or the memory whose bytes change places.
+template <bool kInOrder>
+struct TokensIn {
+    using type = TensorMap;
+};
+
+template <>
+struct TokensIn<false> {
+    using type = const u8*;
+};
+
+template <class Config>
+using Tokens = typename TokensIn<!Config::kGroupsByLanes>::type;
 
 template <class Config>
 struct Fp4SwappedLayout {
@@ -18,7 +33,7 @@ struct Fp4SwappedLayout {
     static constexpr u32 kTokensBytes = kColumns * kBlockK;  // of a block
     static constexpr u32 kStageBytes = kWeightsBytes + kUnitBlocks * kTokensBytes;
 
-    // Of a block: folds of all rows, the tokens' scales, and whether the folds of 64 rows are `together`.
+    // Of a block: folds of all rows, the tokens' scales; and of 64 rows the blocks, bit by bit, whose folds are `together`.
     static constexpr u32 kFoldsBytes = kRows * sizeof(Fold), kTokenScalesBytes = kColumns * 4;
     static constexpr u32 kScalesBytes = kFoldsBytes + kTokenScalesBytes + align_up(kRowGroups * 4, 16);
 
@@ -55,8 +70,8 @@ struct Fp4SwappedMemory {
     __device__ __forceinline__ float* token_scales(u32 stage, u32 block) const {
         return reinterpret_cast<float*>(folds(stage, block) + Layout::kRows);
     }
-    __device__ __forceinline__ u32* together(u32 stage, u32 block) const {
-        return reinterpret_cast<u32*>(token_scales(stage, block) + Layout::kColumns);
+    __device__ __forceinline__ u32* together(u32 stage, u32 row_group) const {
+        return reinterpret_cast<u32*>(token_scales(stage, 0) + Layout::kColumns) + row_group;
     }
     __device__ __forceinline__ u8* raw(u32 scale_warp) const {
         return base + Layout::kRaw + scale_warp * Layout::kAhead * Layout::kRawBytes;

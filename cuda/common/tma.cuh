@@ -125,6 +125,11 @@ __device__ __forceinline__ void async_zeros_4_bytes(void* to, const void* from) 
                  : "memory");
 }
 
+// 4 bytes to an address of shared memory, or zeros instead: then nothing is read, whatever `from` is.
+__device__ __forceinline__ void async_copy_or_zeros(u32 to, const void* from, bool copied) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(copied ? 4 : 0) : "memory");
+}
+
 // kBytes: 8 or 16. L2 fetches the whole line of 128 bytes.
 template <u32 kBytes>
 __device__ __forceinline__ void async_copy_of_line(void* to, const void* from) {

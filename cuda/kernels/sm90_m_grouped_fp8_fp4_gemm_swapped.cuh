@@ -9,7 +9,7 @@
 template <class Config>
 __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
     sm90_m_grouped_fp8_fp4_gemm_swapped(const __grid_constant__ TensorMap weights_map,
-                                        const __grid_constant__ TensorMap tokens_map, const float* scales_a,
+                                        const __grid_constant__ Tokens<Config> tokens, const float* scales_a,
                                         const typename Config::Scales::Raw* scales_b, const int* layout,
                                         typename Config::Out* d, u32 m, u32 n, u32 k, u32 row_scales, u32 groups) {
     using Gemm = Sm90Fp8Fp4GemmSwapped<Config>;
@@ -19,5 +19,5 @@ __global__ void __launch_bounds__(Fp4SwappedLayout<Config>::kThreads, 1)
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
                                                                  Walk::tiles_across(n));
     };
-    Gemm::run(weights_map, tokens_map, scales_a, scales_b, d, d, m, n, k, row_scales, prepare);
+    Gemm::run(weights_map, tokens, scales_a, scales_b, d, d, m, n, k, row_scales, prepare);
 }

@@ -12,6 +12,7 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
 UNIT_BLOCKS = 2  # of K in a stage: 128 bytes of a row of weights
 MAX_STAGES = 32
 MAX_WARPGROUPS = 4
+MOST_REORDERED = 32  # tokens, beyond which to copy them by four bytes takes longer than decoding saves
 
 
 class SwappedLayout(NamedTuple):
@@ -68,6 +69,13 @@ class Fp4SwappedConfig:
         if self.rows == 256:
             return 48 if self.split_k == 1 else 40
         return 64 if self.warpgroups > 2 else 128 if self.threads <= 384 else 96
+
+    def groups_by_lanes(self, scales: Scales) -> bool:
+        """Whether a lane decodes a K32 group of its own, which takes tokens whose bytes have changed places.
+
+        Float scales by 32 have no table to fold into: all lanes of an instruction share a group.
+        """
+        return self.columns <= MOST_REORDERED and scales != FLOAT_BY_32
 
     @property
     def threads(self) -> int:

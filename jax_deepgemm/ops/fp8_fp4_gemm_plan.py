@@ -102,7 +102,7 @@ def launch(
         pdl=pdl,
         arguments=(
             weights_map(b, n, k, parts.weight_rows),
-            tokens_map(a, m, k, tile.tile_m),
+            tokens_of(tile, a, m, k, scales),
             *(store_map(d, m, n, out_bytes, store) for store in parts.stores),
             Pointer(a_scale),
             Pointer(b_scale),
@@ -121,8 +121,11 @@ def weights_map(buffer: int, n: int, k: int, rows: int) -> TensorMap:
     return TensorMap(buffer, "uint8", (k // 2, n), (k // 2,), (BLOCK_K, rows), swizzle=128)
 
 
-def tokens_map(buffer: int, m: int, k: int, rows: int) -> TensorMap:
-    return TensorMap(buffer, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, rows), swizzle=128)
+def tokens_of(tile: TileConfig, buffer: int, m: int, k: int, scales: Scales) -> TensorMap | Pointer:
+    """As the kernel loads them: by boxes, unless fours of their bytes change places."""
+    if isinstance(tile, Fp4SwappedConfig) and tile.groups_by_lanes(scales):
+        return Pointer(buffer)
+    return TensorMap(buffer, "float8_e4m3fn", (k, m), (k,), (BLOCK_K, tile.tile_m), swizzle=128)
 
 
 def row_scales(k: int, scales: Scales) -> Scalar:
@@ -187,6 +190,7 @@ def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, sme
         ("kClusterColumns", 1),
         ("kGroup", tile.group),
         ("kReadBOnce", m <= tile.columns),
+        ("kGroupsByLanes", tile.groups_by_lanes(scales)),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
         ("Scales", scales.name),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jax_deepgemm.heuristics import sm90_m_grouped_fp4
 from jax_deepgemm.heuristics.fp4_config import Scales
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
-from jax_deepgemm.ops.fp8_fp4_gemm_plan import TileConfig, parts_of, row_scales, scale_kind, tokens_map, weights_map
+from jax_deepgemm.ops.fp8_fp4_gemm_plan import TileConfig, parts_of, row_scales, scale_kind, tokens_of, weights_map
 from jax_deepgemm.ops.gemm_plan import store_map
 from jax_deepgemm.ops.m_grouped_plan import Problem, problem_of
 
@@ -55,7 +55,7 @@ def launch(tile: TileConfig, problem: Problem, scales: Scales, *, pdl: bool = Fa
         pdl=pdl,
         arguments=(
             weights_map(b, groups * n, k, parts.weight_rows),
-            tokens_map(a, m, k, tile.tile_m),
+            tokens_of(tile, a, m, k, scales),
             *(store_map(d, m, n, out_bytes, store) for store in parts.stores),
             Pointer(a_scale),
             Pointer(b_scale),

@@ -128,6 +128,9 @@ template <u32 kBytes>
 void async_copy(void* to, const void* from) {
     async_copy(to, from, kBytes, kBytes);
 }
+inline void async_copy_or_zeros(u32 to, const void* from, bool copied) {
+    async_copy(emu::self().cta->memory + to, from, copied ? 4 : 0, 4);
+}
 inline void async_zeros_4_bytes(void* to, const void* from) { async_copy(to, from, 0, 4); }
 template <u32 kBytes>
 void async_copy_of_line(void* to, const void* from) {
