@@ -36,13 +36,14 @@ class Prepared(NamedTuple):
 class Peer:
     """`checked`: it computes what we compute, so its result is checked too. `kernel`: count only kernels that contain
     this text, for a peer whose own launcher may add a layout kernel. `alone`: it is prepared while no other is, since
-    its compiler or its library is not made for threads."""
+    its compiler or its library is not made for threads. `takes`: the cases to run it on."""
 
     name: str
     prepare: Callable[[Any], Prepared]  # from the suite's operands
     checked: bool = True
     kernel: str = ""
     alone: bool = False
+    takes: Callable[[Any], bool] = lambda case: True
 
     def counts(self, event: Event) -> bool:
         return self.kernel in event.name
@@ -152,8 +153,10 @@ def cublaslt(operands: Operands) -> Prepared:
     )
 
 
+LARGE_M = 1024  # for fewer rows nobody would dequantise all weights first
+
 PEERS = (
     Peer("deep_gemm", deep_gemm, kernel="fp8_gemm", alone=True),
     Peer("cublaslt", cublaslt, checked=False, alone=True),
-    Peer("xla", xla),
+    Peer("xla", xla, takes=lambda case: case.m >= LARGE_M),
 )

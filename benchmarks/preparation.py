@@ -40,7 +40,7 @@ class Ready:
 
     def add(self, candidate: Peer) -> None:
         """A candidate that is not there, or not for this case, or wrong, leaves a fault."""
-        if self.wrong is None:
+        if self.wrong is None or not candidate.takes(self.case):
             return
         try:
             prepared = candidate.prepare(self.operands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from jax_deepgemm.heuristics.fp4_config import Scales
 from jax_deepgemm.heuristics.fp4_swapped_config import UNIT_BLOCKS, Fp4SwappedConfig
@@ -13,18 +14,26 @@ MAX_TOKENS = 128  # beyond which weights had better be decoded once for many of 
 COLUMNS = (8, 16, 32, 48, 64, 96, 128)
 
 CLOCK_MHZ = 1700
-LATENCY_CYCLES = 900  # from a unit's arrival to its sums, for a warpgroup alone ...
-LATENCY_COLUMN_CYCLES = 9.5  # ... and for each column
-ISSUE_CYCLES = 400  # by which units of 64 rows follow each other, whichever warpgroup takes them ...
-ISSUE_COLUMN_CYCLES = 9.0
 MANY_GROUPS = 1.08  # more where three or four warpgroups share the registers of wide tiles
-SCALE_CYCLES = 930  # of a warp, for a unit's scales ...
-SCALE_COLUMN_CYCLES = 6.0
 L2_BYTES_PER_US = 5.5e6
-DRAM_BYTES_PER_US = 2.5e6
 LAUNCH_US = 3.5
 TILE_US = 1.0  # the sums' way to memory
 SPLIT_US = 1.5
+
+
+class Costs(NamedTuple):
+    """In cycles of a unit: for any tile, and for each of its tokens."""
+
+    latency: tuple[float, float]  # from its arrival to its sums, for a warpgroup alone
+    issue: tuple[float, float]  # by which units of 64 rows follow each other, whichever warpgroup takes them
+    scales: tuple[float, float]  # of a warp that writes them
+    copies: tuple[float, float]  # of the warp that copies tokens by fours of bytes
+    bytes_per_us: float  # from memory
+
+
+# Fitted on an H100, and on an H200.
+IN_ORDER = Costs((900, 9.5), (400, 9.0), (930, 6.0), (0, 0), 2.5e6)
+REORDERED = Costs((1100, 0), (475, 6.5), (500, 0), (55, 38), 4.0e6)
 
 # Rows, groups of K and warps of scales, of which some cost no registers: these are handed out to four warps at once.
 SHAPES = ((64, 4, 3), (64, 3, 3), (64, 2, 3), (128, 2, 1), (128, 1, 2), (192, 1, 2), (192, 1, 1), (256, 1, 1))
@@ -47,15 +56,23 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[Fp4SwappedConfi
 
 def estimate_us(c: Fp4SwappedConfig, m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int) -> float:
     """The model's time in microseconds."""
+    cost = REORDERED if c.groups_by_lanes(scales) else IN_ORDER
     tiles = ceil_div(n, c.rows) * ceil_div(m, c.columns)
     waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
     units = ceil_div(ceil_div(k, UNIT_BLOCKS * BLOCK_K), c.split_k)
-    latency = (LATENCY_CYCLES + LATENCY_COLUMN_CYCLES * c.columns) * ceil_div(units, c.k_groups)
+
+    def cycles(of: tuple[float, float], tokens: int = c.columns) -> float:
+        return of[0] + of[1] * tokens
+
     crowded = MANY_GROUPS if c.k_groups > 2 and c.columns > 32 else 1
-    issue = (ISSUE_CYCLES + ISSUE_COLUMN_CYCLES * c.columns) * units * c.rows / 64 * crowded
-    scaling = (SCALE_CYCLES + SCALE_COLUMN_CYCLES * c.columns) * ceil_div(units, c.scale_warps)
-    work = waves * (max(latency, issue, scaling) / CLOCK_MHZ + TILE_US + SPLIT_US * (c.split_k > 1))
+    busiest = max(
+        cycles(cost.latency) * ceil_div(units, c.k_groups),
+        cycles(cost.issue) * units * c.rows / 64 * crowded,
+        cycles(cost.scales) * ceil_div(units, c.scale_warps),
+        cycles(cost.copies, min(m, c.columns)) * units,
+    )
+    work = waves * (busiest / CLOCK_MHZ + TILE_US + SPLIT_US * (c.split_k > 1))
     weights = n * (k // 2 + ceil_div(k, BLOCK_K) * scales.row_bytes)
     landed = weights * ceil_div(m, c.columns) + tiles * c.columns * k
-    memory = (weights + m * k + m * n * out_bytes) / DRAM_BYTES_PER_US
+    memory = (weights + m * k + m * n * out_bytes) / cost.bytes_per_us
     return LAUNCH_US + (work**4 + max(memory, landed / L2_BYTES_PER_US) ** 4) ** 0.25

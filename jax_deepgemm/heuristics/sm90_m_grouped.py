@@ -20,6 +20,8 @@ EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
 UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
+ONE_TILE = {128: 128, 192: 160, 256: 208}  # rows to expect of groups of which most take one tile of so many
+MOST_SWAPPED = 48  # rows of groups of any size, beyond which too many would need more swapped tiles than one
 MANY_ROWS = 2048  # of a group, beyond which what a tile of 256 has beyond them is little
 
 
@@ -37,6 +39,8 @@ def ranked(
     """All candidates for that problem, the cheapest first; never none."""
     sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
+    if not expected and rows > MOST_SWAPPED:
+        found = [c for c in found if not c.swap]
     best = _measured(rows, expected)
     if best is not None and best.stage_blocks * BLOCK_K <= k and best not in found:
         found.append(best)
@@ -50,9 +54,9 @@ def ranked(
 
 def _measured(rows: int, expected: bool) -> GemmConfig | None:
     """What was fastest on an H200 for so many rows, where the model does not see it."""
-    if rows > MANY_ROWS or (expected and 128 < rows <= 256):
+    if rows > MANY_ROWS or (expected and ONE_TILE[192] < rows <= ONE_TILE[256]):
         return GemmConfig(256, 128, cluster_columns=2)
-    if rows > 256:
+    if rows > 256 or (expected and ONE_TILE[128] < rows <= ONE_TILE[192]):
         return GemmConfig(192, 128)
     if rows > 128:
         return GemmConfig(128, 128, ahead=2)
