@@ -10,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from jax_deepgemm.heuristics import sm90, sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
 
+Tile = TypeVar("Tile", bound=GemmConfig)
+
 EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
 UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
 ONE_TILE = {128: 128, 192: 160, 256: 208}  # rows to expect of groups of which most take one tile of so many
-MOST_SWAPPED = 48  # rows of groups of any size, beyond which too many would need more swapped tiles than one
+FEW_ROWS = 48  # on average, of groups of any size, beyond which too many would need a second small or swapped tile
 MANY_ROWS = 2048  # of a group, beyond which what a tile of 256 has beyond them is little
 
 
@@ -39,12 +42,10 @@ def ranked(
     """All candidates for that problem, the cheapest first; never none."""
     sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
-    if not expected and rows > MOST_SWAPPED:
-        found = [c for c in found if not c.swap]
     best = _measured(rows, expected)
     if best is not None and best.stage_blocks * BLOCK_K <= k and best not in found:
         found.append(best)
-    fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= 3]
+    fitting = _whole_groups([c for c in found if c.stages(out_bytes, smem_bytes) >= 3], rows, expected)
 
     def price(c: GemmConfig) -> float:
         return sum(sm90.estimate_us(c, m, width_of(c, groups, n), k, out_bytes, num_sms) for m in sizes)
@@ -67,6 +68,13 @@ def _measured(rows: int, expected: bool) -> GemmConfig | None:
     return None
 
 
+def _whole_groups(some: list[Tile], rows: int, expected: bool) -> list[Tile]:
+    """Those of which most groups are one tile, if any: else weights are read again, which the model takes for cheap."""
+    if expected or rows <= FEW_ROWS:
+        return some
+    return [c for c in some if not c.swap and c.rows >= 128] or some
+
+
 @functools.lru_cache(maxsize=4096)
 def bf16_gemm(
     layout: str, rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
@@ -86,6 +94,7 @@ def ranked_bf16(
             if c.swap or c.stage_blocks == 1:  # ptxas would serialise the others' products
                 found[dataclasses.replace(c, rows_loaded=0)] = None
     fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= sm90_bf16.least_stages(c)]
+    fitting = _whole_groups(fitting, rows, expected)
 
     def price(c: Bf16GemmConfig) -> float:
         width = width_of(c, groups, n)
