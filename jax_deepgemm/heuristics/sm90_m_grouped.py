@@ -43,7 +43,7 @@ def ranked(
     sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
     best = _measured(rows, expected)
-    if best is not None and best.stage_blocks * BLOCK_K <= k and best not in found:
+    if best is not None and best.stage_blocks * BLOCK_K <= k and best.cluster <= num_sms and best not in found:
         found.append(best)
     fitting = _whole_groups([c for c in found if c.stages(out_bytes, smem_bytes) >= 3], rows, expected)
 
