@@ -18,6 +18,8 @@ from jax_deepgemm import (
     k_grouped_bf16_gemm_tn_contiguous,
     k_grouped_cast_to_fp8,
     k_grouped_fp8_gemm_tn_contiguous,
+    m_grouped_bf16_gemm_nn_contiguous,
+    m_grouped_bf16_gemm_nt_contiguous,
     m_grouped_fp8_fp4_gemm_nt_contiguous,
     m_grouped_fp8_gemm_nt_contiguous,
     moe_mlp,
@@ -31,7 +33,9 @@ from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
+from jax_deepgemm.ops.casting import quantise
 from jax_deepgemm.ops.m_grouped_fp8_gemm_swiglu import m_grouped_fp8_gemm_swiglu
+from jax_deepgemm.ops.moe_rows import permute_rows, row_dots, sort_by_expert, unpermute_rows
 from jax_deepgemm.ops.swiglu import swiglu_to_fp8
 from tests import bf16, fp4, helpers, k_grouped, m_grouped, moe
 from tests.bf16 import GEMMS
@@ -136,6 +140,26 @@ def test_k_grouped(config: Any) -> None:
     assert not np.any(np.asarray(d)[np.array(ks) == 0])
 
 
+@pytest.mark.parametrize("psum", [False, True])
+@pytest.mark.parametrize("config", [Bf16GemmConfig(128, 48, layout="nn"), Bf16GemmConfig(64, 16, swap=True)], ids=str)
+def test_m_grouped_bf16(config: Bf16GemmConfig, psum: bool) -> None:
+    """Ends that fall, or lie outside; groups whose rows are scattered; NaN in the rows of none."""
+    m, groups, random = 250, 5, np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(jnp.bfloat16) for shape in ((m, 136), (groups, 136, 136)))
+    layout, index = np.array([90, -5, 60, 220, 200]), np.repeat([0, 3, -1], [90, 130, 30])
+    if not psum:
+        layout = index = np.where(random.random(m) < 0.5, random.integers(-(2**31), 2**31, m), np.arange(m) // 40)
+    wanted = m_grouped.oracle(a, b, index)
+    a[(index < 0) | (index >= groups)] = np.nan
+    gemm: Any = m_grouped_bf16_gemm_nt_contiguous
+    if config.layout == "nn":
+        gemm, b = m_grouped_bf16_gemm_nn_contiguous, b.swapaxes(1, 2)
+    with emulated(target=ROOMY) as kernels:
+        d = gemm(*map(jnp.asarray, (a, b, layout.astype(np.int32))), use_psum_layout=psum, config=config)
+    assert kernels == ["sm90_m_grouped_bf16_gemm"]
+    helpers.assert_close(d, wanted)
+
+
 # Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens.
 FP4 = (
     Fp4GemmConfig(256, 128, tile_scales=True),
@@ -226,6 +250,58 @@ def test_a_block_of_experts() -> None:
     assert helpers.relative_error(got, np.asarray(moe_mlp(x, idx, weights, w13, w2)).astype(np.float64)) < 1e-3
 
 
+@pytest.mark.parametrize("dtype, columns", [(BF16, 136), (jnp.float16, 1001), (F32, 36)])
+def test_rows_of_experts(dtype: Any, columns: int) -> None:
+    """Sorted, copied, summed back and multiplied; NaN in the rows of no expert reaches nobody."""
+    tokens, top_k, experts = 33, 3, 5
+    idx, weights = moe.routed(0, tokens, top_k, experts)
+    with emulated(target=dataclasses.replace(SMALL, num_sms=3)) as kernels:
+        rows, sizes, _ = sort_by_expert(idx, experts)
+        x, y = (moe.normal(i, n, columns).astype(dtype) for i, n in enumerate((tokens, tokens * top_k)))
+        y[int(np.sum(sizes)) :] = np.nan
+        got = permute_rows(x, rows, weights), unpermute_rows(y, rows, weights), row_dots(x, y, rows)
+    assert kernels == [f"sm90_moe_{name}" for name in ("sort", "permute", "unpermute", "row_dots")]
+    for result, wanted in zip((rows, sizes), sort_by_expert(idx, experts), strict=False):
+        np.testing.assert_array_equal(result, wanted)
+    assert casts.same_apart_from_nan(got[0], permute_rows(x, rows, weights))
+    x, y, weights = (np.asarray(v, np.float64) for v in (x, y, weights))
+    found = np.where(np.asarray(rows)[:, :, None] >= 0, y[rows], 0)
+    assert helpers.relative_error(got[1], (found * weights[:, :, None]).sum(1)) < 2e-3
+    assert helpers.relative_error(got[2], np.einsum("td,tkd->tk", x, found)) < 1e-5
+
+
+# Shape, dtype, what shares a scale, UE8M0.
+FP8_CASTS = (
+    ((1, 3), F32, casts.BLOCKS[3], True),
+    ((33, 136), jnp.float16, casts.BLOCKS[0], False),
+    ((130, 36), BF16, casts.BLOCKS[3], False),
+    ((257, 130), BF16, casts.BLOCKS[4], True),
+    ((77, 300), F32, casts.BLOCKS[1], False),
+)
+
+
+@pytest.mark.parametrize("shape, dtype, blocks, use_ue8m0", FP8_CASTS)
+def test_cast_to_fp8_to_the_bit(shape: tuple[int, int], dtype: Any, blocks: Any, use_ue8m0: bool) -> None:
+    x = jnp.asarray(casts.spoiled(casts.values(shape, dtype)))
+    check_cast(functools.partial(quantise, use_ue8m0=use_ue8m0, **blocks), "sm90_cast_fp8", x)
+
+
+@pytest.mark.parametrize("dtype, columns", [(BF16, 136), (F32, 77)])
+@pytest.mark.parametrize("case", ["neighbours", "negative", "far beyond K"])
+def test_k_grouped_cast_to_the_bit(case: str, dtype: Any, columns: int) -> None:
+    ks, k = k_grouped.SIZES[case]
+    x = jnp.asarray(casts.values((k, columns), dtype)).at[k_grouped.bounds(ks, k)[-1][1] :].set(jnp.nan)
+    check_cast(k_grouped_cast_to_fp8, "sm90_k_grouped_cast_fp8", x, k_grouped.sizes(ks))
+
+
+def check_cast(cast: Callable[..., Any], kernel: str, *args: jax.Array) -> None:
+    with emulated() as kernels:
+        got = cast(*args)
+    assert kernels == [kernel]
+    for result, wanted in zip(jax.tree.leaves(got), jax.tree.leaves(cast(*args)), strict=True):
+        assert casts.same_apart_from_nan(result, wanted), casts.differences(result, wanted)
+
+
 # Shape, dtype, columns of a scale, UE8M0: accesses of every width, ends of tiles, scales and warps.
 FP4_CASTS = (
     ((1, 2), BF16, 32, False),
@@ -246,11 +322,7 @@ def test_cast_to_fp4_to_the_bit(shape: tuple[int, int], dtype: Any, gran_k: int,
         x[1] = np.resize(fp4.TIES, shape[1])
         x[0, 0], x[-1, -1], x[-1, shape[1] // 2] = np.nan, np.inf, -np.inf
     cast = functools.partial(per_token_cast_to_fp4, gran_k=gran_k, use_ue8m0=use_ue8m0)
-    with emulated() as kernels:
-        got = cast(jnp.asarray(x))
-    assert kernels == ["sm90_cast_fp4"]
-    for result, wanted in zip(got, cast(jnp.asarray(x)), strict=True):
-        assert casts.same_apart_from_nan(result, wanted), casts.differences(result, wanted)
+    check_cast(cast, "sm90_cast_fp4", jnp.asarray(x))
 
 
 RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"

@@ -250,6 +250,11 @@ inline void run_cluster(Dim first) {
     }
     some_loads(true);
     for (auto& f : m.fibers) finish(f->store_groups, 0);
+    for (const Cta& cta : m.ctas) {
+        const bool within = std::all_of(cta.memory + m.launch.shared_bytes, cta.memory + kSharedBytes,
+                                        [](unsigned char byte) { return byte == 0xff; });
+        if (!within) fail("block " + std::to_string(cta.block.x) + " writes beyond its shared memory");
+    }
     if (!m.under_way.empty()) fail("loads are under way when the kernel ends");
 }
 
