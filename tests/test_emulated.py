@@ -179,6 +179,14 @@ def test_fp4(config: Fp4GemmConfig | Fp4SwappedConfig) -> None:
     helpers.assert_close(d, fp4.oracle(a, b, c))
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_fp4_of_few_tokens_goes_round_its_ring(seed: int) -> None:
+    a, b = fp4.operands(20, 72, 2080)
+    with emulated(seed=seed, target=dataclasses.replace(SMALL, smem_bytes=90_000)):
+        d = fp8_fp4_gemm_nt(a, b, config=Fp4SwappedConfig(128, 24, scale_warps=2))
+    helpers.assert_close(d, fp4.oracle(a, b))
+
+
 def test_fp4_whose_scales_fold_in_some_rows_of_weights() -> None:
     random = np.random.default_rng(2)
     n, k = 392, 672
@@ -191,7 +199,11 @@ def test_fp4_whose_scales_fold_in_some_rows_of_weights() -> None:
     helpers.assert_close(d, fp4.oracle(a, b))
 
 
-@pytest.mark.parametrize("config", [FP4[0], FP4[2]], ids=str)
+# Tokens in order; by bytes that change places, copied by a warp, with scales by turns.
+FP4_GROUPED = FP4[0], FP4[2], Fp4SwappedConfig(64, 16, 2, split_k=2, scale_warps=2)
+
+
+@pytest.mark.parametrize("config", FP4_GROUPED, ids=str)
 @pytest.mark.parametrize("psum", [False, True])
 def test_m_grouped_fp4(psum: bool, config: Fp4GemmConfig | Fp4SwappedConfig) -> None:
     sizes, rest = (5, 0, 77, 1, 129, 300), 30
