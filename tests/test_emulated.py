@@ -199,13 +199,17 @@ def test_fp4_whose_scales_fold_in_some_rows_of_weights() -> None:
     helpers.assert_close(d, fp4.oracle(a, b))
 
 
-# Tokens in order; by bytes that change places, copied by a warp, with scales by turns.
-FP4_GROUPED = FP4[0], FP4[2], Fp4SwappedConfig(64, 16, 2, split_k=2, scale_warps=2)
+# Many tokens; few in order; and by bytes that change places, copied by a warp, with scales by turns.
+FP4_GROUPED = (
+    (FP4[0], True),
+    (FP4[0], False),
+    (FP4[2], False),
+    (Fp4SwappedConfig(64, 16, 2, split_k=2, scale_warps=2), True),
+)
 
 
-@pytest.mark.parametrize("config", FP4_GROUPED, ids=str)
-@pytest.mark.parametrize("psum", [False, True])
-def test_m_grouped_fp4(psum: bool, config: Fp4GemmConfig | Fp4SwappedConfig) -> None:
+@pytest.mark.parametrize("config, psum", FP4_GROUPED, ids=str)
+def test_m_grouped_fp4(config: Fp4GemmConfig | Fp4SwappedConfig, psum: bool) -> None:
     sizes, rest = (5, 0, 77, 1, 129, 300), 30
     index = m_grouped.index_of(sizes, rest)
     a, b = m_grouped.operands(len(index), 264, 416, len(sizes), "fp8_fp4")
