@@ -39,7 +39,7 @@ class Ready:
             self.faults.append(f"{self.case.sizes}: {type(reason).__name__}: {reason}")
 
     def add(self, candidate: Peer) -> None:
-        """A candidate that is not there, or not for this case, or wrong, leaves a fault."""
+        """A candidate that is not there, or refuses this case, or is wrong, leaves a fault; who is not asked, none."""
         if self.wrong is None or not candidate.takes(self.case):
             return
         try:

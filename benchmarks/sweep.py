@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     for case in select(suite.cases, args.case):
         given = suite.operands(case)
         calls = prepare(suite, case, given, configs, args.candidates)
-        for peer in peers:
+        for peer in (peer for peer in peers if peer.takes(case)):
             try:
                 calls[peer.name] = peer.prepare(given)
             except Exception as reason:

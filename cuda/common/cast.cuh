@@ -15,21 +15,21 @@ struct Words<float> {
     static __device__ __forceinline__ float value(u32 element) { return __uint_as_float(element); }
 };
 
-template <>
-struct Words<bf16> {
+// Two of 16 bits.
+struct HalfWords {
     static constexpr u32 kElements = 2;
     static __device__ __forceinline__ u32 magnitude(u32 word) { return word & 0x7fff7fffu; }
     static __device__ __forceinline__ u32 larger(u32 a, u32 b) { return __vmaxu2(a, b); }
     static __device__ __forceinline__ u32 element(u32 word, u32 i) { return i ? word >> 16 : word & 0xffffu; }
+};
+
+template <>
+struct Words<bf16> : HalfWords {
     static __device__ __forceinline__ float value(u32 element) { return __uint_as_float(element << 16); }
 };
 
 template <>
-struct Words<f16> {
-    static constexpr u32 kElements = 2;
-    static __device__ __forceinline__ u32 magnitude(u32 word) { return word & 0x7fff7fffu; }
-    static __device__ __forceinline__ u32 larger(u32 a, u32 b) { return __vmaxu2(a, b); }
-    static __device__ __forceinline__ u32 element(u32 word, u32 i) { return i ? word >> 16 : word & 0xffffu; }
+struct Words<f16> : HalfWords {
     static __device__ __forceinline__ float value(u32 element) {
         float wide;
         asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(static_cast<u16>(element)));

@@ -329,8 +329,8 @@ struct Sm90Fp8Fp4GemmSwapped {
     // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
     template <class Prepare = Nothing>
     static __device__ __forceinline__ void run(const TensorMap& weights_map, const Tokens<Config>& tokens,
-                                               const float* scales_a, const Raw* scales_b, const Out* c, Out* d, u32 m, u32 n, u32 k,
-                                               u32 row_scales, Prepare prepare = {}) {
+                                               const float* scales_a, const Raw* scales_b, const Out* c, Out* d, u32 m,
+                                               u32 n, u32 k, u32 row_scales, Prepare prepare = {}) {
         extern __shared__ __align__(1024) u8 shared_memory[];
         const Shared shared{shared_memory};
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);

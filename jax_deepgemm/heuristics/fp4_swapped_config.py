@@ -12,9 +12,7 @@ from jax_deepgemm.heuristics.gemm_config import BLOCK_K, align
 UNIT_BLOCKS = 2  # of K in a stage: 128 bytes of a row of weights
 MAX_STAGES = 32
 MAX_WARPGROUPS = 4
-REORDERED = (
-    4  # times as many rows of weights as tokens, from where on decoding saves more than copying by fours of bytes takes
-)
+ROWS_A_TOKEN = 4  # in a tile, from where on decoding saves more than copying tokens by fours of bytes takes
 
 
 class SwappedLayout(NamedTuple):
@@ -77,7 +75,7 @@ class Fp4SwappedConfig:
 
         Float scales by 32 have no table to fold into: all lanes of an instruction share a group.
         """
-        return REORDERED * self.columns <= self.rows and scales != FLOAT_BY_32
+        return ROWS_A_TOKEN * self.columns <= self.rows and scales != FLOAT_BY_32
 
     @property
     def threads(self) -> int:

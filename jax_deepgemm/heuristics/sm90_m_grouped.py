@@ -54,7 +54,7 @@ def ranked(
 
 
 def _measured(rows: int, expected: bool) -> GemmConfig | None:
-    """What was fastest on an H200 for so many rows, where the model does not see it."""
+    """What was fastest on an H200, of 24 rows and fewer on an H100, where the model does not see it."""
     if rows > MANY_ROWS or (expected and ONE_TILE[192] < rows <= ONE_TILE[256]):
         return GemmConfig(256, 128, cluster_columns=2)
     if rows > 256 or (expected and ONE_TILE[128] < rows <= ONE_TILE[192]):
