@@ -12,7 +12,6 @@ import ctypes
 import functools
 import hashlib
 import mmap
-import os
 import pathlib
 import re
 import subprocess
