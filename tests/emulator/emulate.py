@@ -8,12 +8,14 @@ process. It says nothing about speed, fences or the memory model.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import mmap
 import pathlib
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -227,7 +229,13 @@ def _compiled() -> pathlib.Path:
 @functools.cache
 def _folder() -> pathlib.Path:
     """Where to keep what is compiled: the kernels' cache or, if there is none, until this process ends."""
-    return compile.cache_folder() or pathlib.Path(tempfile.mkdtemp(prefix="jax_deepgemm_emulator_"))
+    return compile.cache_folder() or _temporary_folder()
+
+
+def _temporary_folder() -> pathlib.Path:
+    folder = tempfile.mkdtemp(prefix="jax_deepgemm_emulator_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return pathlib.Path(folder)
 
 
 def _digest(text: str, *files: pathlib.Path) -> str:
@@ -252,7 +260,7 @@ def _build(built: pathlib.Path, text: str, *options: str) -> None:
 @functools.cache
 def _translated_sources(changes: Changes = ()) -> pathlib.Path:
     """The kernels' sources without what only nvcc understands, and without those that `overrides` has."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="jax_deepgemm_emulator_"))
+    folder = _temporary_folder()
     for path in sorted(compile.sources_folder().rglob("*.cuh")):
         name = str(path.relative_to(compile.sources_folder()))
         if (_HERE / "overrides" / name).exists():
