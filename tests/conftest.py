@@ -15,6 +15,8 @@ def pytest_configure(config: pytest.Config) -> None:
     flags = ["--xla_force_host_platform_device_count=8"]
     if "not gpu" in config.getoption("markexpr"):
         os.environ["JAX_PLATFORMS"] = "cpu"
+        # NumPy's threads spin while they wait for work: workers would take each other's processors.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         flags.append("--xla_backend_optimization_level=0")
     if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):  # a worker has them already
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()

@@ -8,11 +8,11 @@ process. It says nothing about speed, fences or the memory model.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import mmap
-import os
 import pathlib
 import re
 import shutil
@@ -29,7 +29,8 @@ from jax_deepgemm.launch import _TENSOR_MAP_BITS, Kernel, Launch, Pointer, Scala
 Changes = tuple[tuple[str, str, str], ...]
 
 _HERE = pathlib.Path(__file__).parent
-_OPTIONS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w", "-Wno-psabi")
+# Jumps between stacks are no faults, which a fortified longjmp takes them for.
+_OPTIONS = ("-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing", "-w", "-Wno-psabi", "-U_FORTIFY_SOURCE")
 _SCALARS = {"int32": "i4", "uint32": "u4", "int64": "i8", "uint64": "u8", "float32": "f4"}
 # What only nvcc understands, and what stands for it. Every pattern must be found in its file.
 _REPLACED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -206,29 +207,60 @@ def _library(kernel: Kernel, changes: Changes = ()) -> ctypes.CDLL:
     """The kernel, compiled, or as it was compiled before for the same sources."""
     text = f'#include "emulator.h"\n{compile.source(kernel)}{_MAIN.format(stem=kernel.stem)}'
     sources = _translated_sources(changes)
-    digest = hashlib.sha256(text.encode())
-    for path in sorted([*sources.rglob("*.cuh"), *_HERE.rglob("*.h"), *_HERE.rglob("*.cuh")]):
-        digest.update(path.read_bytes())
-    folder = compile.cache_folder() or sources
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{kernel.stem}-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory() as work:
-            main, built = pathlib.Path(work) / "main.cc", pathlib.Path(work) / "main.so"
-            main.write_text(text)
-            include = [f"-I{path}" for path in (_HERE, _HERE / "overrides", sources)]
-            subprocess.run(["g++", *_OPTIONS, *include, str(main), "-o", str(built)], check=True)
-            shutil.copy(built, library.with_suffix(f".{os.getpid()}"))
-            library.with_suffix(f".{os.getpid()}").replace(library)
+    digest = _digest(text, *sources.rglob("*.cuh"), *_HERE.rglob("*.h"), *_HERE.rglob("*.cuh"), *_HERE.glob("*.cc"))
+    library = _folder() / f"{kernel.stem}-{digest}.so"
+    compiled = _compiled()
+    include = (compiled, _HERE, _HERE / "overrides", sources)
+    _build(library, text, "-shared", *(f"-I{path}" for path in include), str(compiled / "machine.o"))
     loaded = ctypes.CDLL(str(library))
     loaded.emulate.restype = ctypes.c_char_p
     return loaded
 
 
 @functools.cache
+def _compiled() -> pathlib.Path:
+    """A folder with what all kernels share: emulator.h, as the compiler has parsed it, and the scheduler."""
+    folder = _folder() / f"emulator-{_digest('', *_HERE.glob('*.h'), *_HERE.glob('*.cc'))}"
+    _build(folder / "emulator.h.gch", f'#include "{_HERE}/emulator.h"\n', "-x", "c++-header")
+    _build(folder / "machine.o", f'#include "{_HERE}/machine.cc"\n', "-c")
+    return folder
+
+
+@functools.cache
+def _folder() -> pathlib.Path:
+    """Where to keep what is compiled: the kernels' cache or, if there is none, until this process ends."""
+    return compile.cache_folder() or _temporary_folder()
+
+
+def _temporary_folder() -> pathlib.Path:
+    folder = tempfile.mkdtemp(prefix="jax_deepgemm_emulator_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return pathlib.Path(folder)
+
+
+def _digest(text: str, *files: pathlib.Path) -> str:
+    digest = hashlib.sha256(f"{_OPTIONS}{text}".encode())
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(built: pathlib.Path, text: str, *options: str) -> None:
+    """Compiles `text`, unless another process, or an earlier one, has done so."""
+    if built.exists():
+        return
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=built.parent) as work:
+        main, output = pathlib.Path(work) / "main.cc", pathlib.Path(work) / built.name
+        main.write_text(text)
+        subprocess.run(["g++", *_OPTIONS, *options, str(main), "-o", str(output)], check=True)
+        output.replace(built)
+
+
+@functools.cache
 def _translated_sources(changes: Changes = ()) -> pathlib.Path:
     """The kernels' sources without what only nvcc understands, and without those that `overrides` has."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="jax_deepgemm_emulator_"))
+    folder = _temporary_folder()
     for path in sorted(compile.sources_folder().rglob("*.cuh")):
         name = str(path.relative_to(compile.sources_folder()))
         if (_HERE / "overrides" / name).exists():
