@@ -16,6 +16,7 @@
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_layout.cuh"
 #include "common/gemm_walk.cuh"
+#include "common/kernel_start.cuh"
 #include "common/ring_output.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
@@ -244,10 +245,6 @@ struct Fp8Gemm {
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
 
-    struct Nothing {
-        __device__ __forceinline__ void operator()(const Shared&) const {}
-    };
-
     // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
     template <class Prepare = Nothing>
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
@@ -260,8 +257,7 @@ struct Fp8Gemm {
         constexpr u32 kMathWarps = kGroups * 4;
         constexpr bool kInCluster = kCluster * kSplitK > 1;
 
-        if (warp == kMathWarps) {
-            const u32 lane = threadIdx.x % 32;
+        const auto init = [&](u32 lane) {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1);
                 shared.scales_full(lane).init(32);
@@ -277,16 +273,8 @@ struct Fp8Gemm {
                 if constexpr (Config::kHasC && Layout::kOutByRing) tma_prefetch_descriptor(c_map);
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
-            fence_barrier_init();
-        }
-        if constexpr (kInCluster) {
-            cluster_sync_relaxed();
-        } else {
-            __syncthreads();
-        }
-        wait_for_predecessor();
-        release_successor();
-        prepare(shared);
+        };
+        start_kernel<kInCluster>(warp, kMathWarps, init, [&] { prepare(shared); });
 
         // Three warpgroups start with 168 registers a thread, four with 128: 3 x 168 = 40 + 2 x 232, 4 x 128 = 32 + 3 x
         // 160. Math warps that asked for more than the producer gives back would wait for ever. Scales of each row of B

@@ -14,6 +14,7 @@
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_layout.cuh"
 #include "common/gemm_walk.cuh"
+#include "common/kernel_start.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -250,10 +251,6 @@ struct Sm90Bf16Gemm {
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
 
-    struct Nothing {
-        __device__ __forceinline__ void operator()(const Shared&) const {}
-    };
-
     // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
     template <class Prepare = Nothing>
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
@@ -265,8 +262,7 @@ struct Sm90Bf16Gemm {
         constexpr u32 kMathWarps = kGroups * 4;
         constexpr bool kInCluster = kCluster * kSplitK > 1;
 
-        if (warp == kMathWarps) {
-            const u32 lane = threadIdx.x % 32;
+        const auto init = [&](u32 lane) {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1);
                 shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
@@ -281,16 +277,8 @@ struct Sm90Bf16Gemm {
                 tma_prefetch_descriptor(columns_map);
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
-            fence_barrier_init();
-        }
-        if constexpr (kInCluster) {
-            cluster_sync_relaxed();
-        } else {
-            __syncthreads();
-        }
-        wait_for_predecessor();
-        release_successor();
-        prepare(shared);
+        };
+        start_kernel<kInCluster>(warp, kMathWarps, init, [&] { prepare(shared); });
 
         // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232. Four with 128: 4 x 128 = 32 + 3 x
         // 160.

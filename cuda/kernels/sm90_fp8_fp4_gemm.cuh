@@ -15,6 +15,7 @@
 #include "common/fp4_pair_feed.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_walk.cuh"
+#include "common/kernel_start.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -217,10 +218,6 @@ struct Sm90Fp8Fp4Gemm {
         if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
     }
 
-    struct Nothing {
-        __device__ __forceinline__ void operator()(const Shared&) const {}
-    };
-
     // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
     template <class Prepare = Nothing>
     static __device__ __forceinline__ void run(const TensorMap& weights_map, const TensorMap& tokens_map,
@@ -232,8 +229,7 @@ struct Sm90Fp8Fp4Gemm {
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
         constexpr u32 kMathWarps = kGroups * 4;
 
-        if (warp == kMathWarps) {
-            const u32 lane = threadIdx.x % 32;
+        const auto init = [&](u32 lane) {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1 + Layout::kWarps * kWarpArrivals);  // the expected bytes, and each decoding warp
                 shared.empty(lane).init(kMathWarps * kWarpArrivals);
@@ -251,16 +247,8 @@ struct Sm90Fp8Fp4Gemm {
                 tma_prefetch_descriptor(tokens_map);
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
-            fence_barrier_init();
-        }
-        if constexpr (kSplitK > 1) {
-            cluster_sync_relaxed();
-        } else {
-            __syncthreads();
-        }
-        wait_for_predecessor();
-        release_successor();
-        prepare(shared);
+        };
+        start_kernel<(kSplitK > 1)>(warp, kMathWarps, init, [&] { prepare(shared); });
 
         // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
         // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.

@@ -12,6 +12,7 @@
 #include "common/fp4_swapped_layout.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/gemm_walk.cuh"
+#include "common/kernel_start.cuh"
 #include "common/split_k.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma_rs.cuh"
@@ -322,10 +323,6 @@ struct Sm90Fp8Fp4GemmSwapped {
         }
     }
 
-    struct Nothing {
-        __device__ __forceinline__ void operator()(const Shared&) const {}
-    };
-
     // `prepare` is done by all threads before any begins its role, with what the kernels before this one have written.
     template <class Prepare = Nothing>
     static __device__ __forceinline__ void run(const TensorMap& weights_map, const Tokens<Config>& tokens,
@@ -336,8 +333,7 @@ struct Sm90Fp8Fp4GemmSwapped {
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
         constexpr u32 kMathWarps = Layout::kMathGroups * 4;
 
-        if (warp == kMathWarps) {
-            const u32 lane = threadIdx.x % 32;
+        const auto init = [&](u32 lane) {
             if (lane < Config::kStages) {
                 // The expected bytes, the lanes that copy tokens, each warp of scales; the warps that read it.
                 shared.full(lane).init(1 + 32 + Layout::kRowGroups * kWarpArrivals);
@@ -351,16 +347,8 @@ struct Sm90Fp8Fp4GemmSwapped {
                 tma_prefetch_descriptor(weights_map);
                 if constexpr (!kGroupsByLanes) tma_prefetch_descriptor(tokens);
             }
-            fence_barrier_init();
-        }
-        if constexpr (kSplitK > 1) {
-            cluster_sync_relaxed();
-        } else {
-            __syncthreads();
-        }
-        wait_for_predecessor();
-        release_successor();
-        prepare(shared);
+        };
+        start_kernel<(kSplitK > 1)>(warp, kMathWarps, init, [&] { prepare(shared); });
 
         if (warp >= kMathWarps) {
             const Feed feed{shared, Walk(shared, m, n, k), m, n, k, ceil_div(k, kBlockK)};

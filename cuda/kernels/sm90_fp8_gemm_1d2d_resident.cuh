@@ -7,6 +7,7 @@
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
+#include "common/kernel_start.cuh"
 #include "common/resident_layout.cuh"
 #include "common/scale_copies.cuh"
 #include "common/tma.cuh"
@@ -194,8 +195,7 @@ struct Fp8Resident {
         const Shared shared{shared_memory};
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
         constexpr u32 kMathWarps = kGroups * 4;
-        if (warp == kMathWarps) {
-            const u32 lane = threadIdx.x % 32;
+        const auto init = [&](u32 lane) {
             if (lane < kStages) {
                 shared.full(lane).init(1);
                 shared.empty(lane).init(kMathWarps * kWarpArrivals);
@@ -210,11 +210,8 @@ struct Fp8Resident {
                 tma_prefetch_descriptor(columns_map);
                 tma_prefetch_descriptor(d_map);
             }
-            fence_barrier_init();
-        }
-        __syncthreads();
-        wait_for_predecessor();
-        release_successor();
+        };
+        start_kernel<false>(warp, kMathWarps, init, Nothing());
 
         // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232.
         if (warp >= kMathWarps) {

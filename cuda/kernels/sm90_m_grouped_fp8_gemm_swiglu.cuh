@@ -10,6 +10,7 @@
 #include "common/fp8_cast.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/group_walk.cuh"
+#include "common/kernel_start.cuh"
 #include "common/scale_copies.cuh"
 #include "common/swiglu.cuh"
 #include "common/swiglu_layout.cuh"
@@ -255,8 +256,7 @@ __global__ void __launch_bounds__(384, 1)
     const typename Gemm::Shared shared{shared_memory};
     const typename Gemm::Problem problem{scales_a, scales_b, data, scales, m, n, k, smallest};
     const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    if (warp == Gemm::kMathWarps) {
-        const u32 lane = threadIdx.x % 32;
+    const auto init = [&](u32 lane) {
         if (lane < Layout::kStages) {
             shared.full(lane).init(1);
             shared.scales_full(lane).init(32);
@@ -266,11 +266,8 @@ __global__ void __launch_bounds__(384, 1)
             tma_prefetch_descriptor(rows_map);
             tma_prefetch_descriptor(columns_map);
         }
-        fence_barrier_init();
-    }
-    __syncthreads();
-    wait_for_predecessor();
-    release_successor();
+    };
+    start_kernel<false>(warp, Gemm::kMathWarps, init, Nothing());
     build_group_table<typename Config::Groups, Layout::kTileRows>(Gemm::Walk::table_of(shared), shared.base, layout,
                                                                   groups, m, n / Layout::kTileColumns);
 
