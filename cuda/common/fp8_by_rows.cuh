@@ -32,7 +32,7 @@ struct Fp8ByRowsLoop {
         // Two waves without turns are faster the other way.
         if (kTurns && !landed) shared.full(pipe.stage).wait(pipe.phase);
         shared.scales_full(pipe.stage).wait(pipe.phase);
-        scales.read(shared, pipe.stage, group * 64 + at.row, at.column);
+        scales.read(shared, pipe.stage, group * 64 + at.row, at.column, 0, shift);
         if constexpr (!kTurns) shared.full(pipe.stage).wait(pipe.phase);
 #pragma unroll
         for (u32 w = 0; w < kWaves; ++w) {
@@ -53,7 +53,7 @@ struct Fp8ByRowsLoop {
             wgmma_wait<0>();
             wgmma_pin(product);
             if (w == kWaves - 1 && !Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
-            scales.promote(sum[w], product, Config::kSwap ? row : 0, shift);
+            scales.promote(sum[w], product);
             if (w == kWaves - 1 && Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
         }
         pipe.advance();

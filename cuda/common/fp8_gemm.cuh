@@ -113,9 +113,9 @@ struct Fp8Gemm {
     }
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount, class Wait, class Look, class Release>
+    template <u32 kCount, class Wait, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 ring, u32 block,
-                                                u32 group, u32 row, Fragment at, u32 shift, Wait wait_scales, Look look_ahead,
+                                                u32 group, u32 row, Fragment at, u32 shift, Wait wait_scales,
                                                 Release release_stage) {
         float product[kCount][kAccumulators];
         typename Scaling::Scales scales[kCount];
@@ -128,13 +128,12 @@ struct Fp8Gemm {
         pass_turn(group);
         wait_scales();
 #pragma unroll
-        for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column);
-        look_ahead();
+        for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column, Config::kSwap ? row : 0, shift);
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
             if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();
-            scales[j.value].promote(sum, product[j.value], Config::kSwap ? row : 0, shift);
+            scales[j.value].promote(sum, product[j.value]);
             if (j.value == kCount - 1 && Scaling::kReadsLate) release_stage();
         });
     }
@@ -169,35 +168,25 @@ struct Fp8Gemm {
             // The first `waves` of them are of use.
             const auto multiply_blocks = [&](auto waves) {
                 constexpr u32 kUsed = waves.value;
-                bool landed = false;
-#pragma unroll Config::kUnroll
-                for (u32 i = 0; i < walk.k_blocks; i += kStageBlocks, pipe.advance()) {
-                    const u32 first = pipe.stage * kStageBlocks, count = min(kStageBlocks, walk.k_blocks - i);
-                    if (!landed) shared.full(pipe.stage).wait(pipe.phase);
+                const auto multiply_stage = [&](u32 stage, u32 count) {  // `count` blocks of K
+                    const u32 first = stage * kStageBlocks;
+                    shared.full(stage).wait(pipe.phase);
 #pragma unroll
                     for (u32 w = 0; w < kUsed; ++w) {
                         const u32 row = (w * kGroups + group) * 64;
                         const auto wait_scales = [&] {
-                            if (w == 0) shared.scales_full(pipe.stage).wait(pipe.phase);
-                        };
-                        const auto look_ahead = [&] {
-                            if (w != kUsed - 1) return;
-                            Pipeline next = pipe;
-                            next.advance();
-                            landed = shared.full(next.stage).passed(next.phase) && i + kStageBlocks < walk.k_blocks;
+                            if (w == 0) shared.scales_full(stage).wait(pipe.phase);
                         };
                         const auto release_stage = [&] {
-                            if (w == kUsed - 1) release(shared, pipe.stage, lane);
+                            if (w == kUsed - 1) release(shared, stage, lane);
                         };
                         if (kStageBlocks == 1 || count == kStageBlocks) {
                             step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales,
-                                               look_ahead, release_stage);
+                                               release_stage);
                         } else {
 #pragma unroll 1
                             for (u32 j = 0; j < count; ++j)
-                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {},
-                                        [] {});
-                            landed = false;
+                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {});
                             release_stage();
                         }
                     }
@@ -209,10 +198,24 @@ struct Fp8Gemm {
                                 wait_turn(group), pass_turn(group);
                         }
                         if constexpr (kUsed == 0) {
-                            shared.scales_full(pipe.stage).wait(pipe.phase);
-                            release(shared, pipe.stage, lane);
+                            shared.scales_full(stage).wait(pipe.phase);
+                            release(shared, stage, lane);
                         }
                     }
+                };
+                u32 left = walk.k_blocks;
+#pragma unroll 1
+                while (left > 0) {
+                    if constexpr (Config::kUnroll > 1) {
+                        // Whole rings: where a stage is, is a constant then.
+#pragma unroll 1
+                        for (; pipe.stage == 0 && left >= Config::kStages; left -= Config::kStages, pipe.phase ^= 1)
+                            unrolled<Config::kStages>([&](auto stage) { multiply_stage(stage.value, 1); });
+                        if (left == 0) break;
+                    }
+                    const u32 count = min(kStageBlocks, left);
+                    multiply_stage(pipe.stage, count);
+                    pipe.advance(), left -= count;
                 }
             };
             if constexpr (Walk::kEndsInside) {

@@ -41,11 +41,11 @@ struct Fp8Runs {
             }
             typename Scaling::Scales scales;
             shared.scales_full(pipe.stage).wait(pipe.phase);
-            scales.read(shared, pipe.stage, row + at.row, at.column);
+            scales.read(shared, pipe.stage, row + at.row, at.column, Config::kSwap ? row : 0, shift);
             wgmma_wait<(i + 1 < kCount ? 1 : 0)>();
             wgmma_pin(product[i % 2]);
             if constexpr (!Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
-            scales.promote(sum, product[i % 2], Config::kSwap ? row : 0, shift);
+            scales.promote(sum, product[i % 2]);
             if constexpr (Scaling::kReadsLate) Gemm::release(shared, pipe.stage, lane);
             pipe.advance();
             if constexpr (i == 0) after();

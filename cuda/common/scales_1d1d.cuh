@@ -95,7 +95,7 @@ struct Scales1d1d {
             upper = rows[row], lower = rows[row + 8];
         }
 
-        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
+        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column, u32 /*n*/, u32 /*shift*/) {
             read_rows(shared, block, row);
             columns = reinterpret_cast<const float4*>(shared.scales_b(block) + column / 2 * Operands::kScalesPitch);
             if constexpr (kAllAhead) {
@@ -114,8 +114,7 @@ struct Scales1d1d {
         }
 
         // sum += scale x product.
-        __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
-                                                u32 /*n*/, u32 /*shift*/) {
+        __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators]) {
             if constexpr (kAllAhead) {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[i] += ahead[i] * product[i];

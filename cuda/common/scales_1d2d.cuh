@@ -38,26 +38,48 @@ struct Scales1d2d {
 
     // What a thread needs to scale its fragment, read before the stage is given back.
     struct Scales {
-        static constexpr u32 kA = Config::kSwap ? kColumns / 4 : 2;
-        float a[kA], b[Layout::kScalesB];
+        // Of wgmma's columns, those under one scale of B wherever the tile begins: at a multiple of its width.
+        static constexpr u32 kChunk = lowest_bit(kColumns) < kScaleBlock ? lowest_bit(kColumns) : kScaleBlock;
+        static constexpr u32 kChunks = kColumns / kChunk;
+        // Multiplied while the product is under way, where there are registers for it.
+        static constexpr bool kEarly = Config::kSwap || kChunks <= 3;
+        static constexpr u32 kScales = Config::kSwap ? kColumns / 4 : kEarly ? 2 * kChunks : 2;
+        float scales[kScales];  // of tokens, if kSwap; else of the upper and the lower row, in each chunk. If late, A's.
+        float b[kEarly ? 1 : Layout::kScalesB];
+        u32 shift;
 
-        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column) {
-            const float* from = shared.scales_a(block);
+        // `n`: the first row of B that the fragment meets, counted from the tile's corner, which lies `shift` rows into
+        // a block of 128.
+        __device__ __forceinline__ void read(const Shared& shared, u32 block, u32 row, u32 column, u32 n, u32 shift) {
+            const float* const from = shared.scales_a(block);
+            float of_b[Layout::kScalesB];
+#pragma unroll
+            for (u32 j = 0; j < Layout::kScalesB; ++j) of_b[j] = shared.scales_b(block)[j];
             if constexpr (Config::kSwap) {
+                const float scale = at(of_b, n, shift);
 #pragma unroll
                 for (u32 j = 0; j < kColumns / 8; ++j) {
                     const float2 pair = *reinterpret_cast<const float2*>(from + 8 * j + column);
-                    a[2 * j] = pair.x, a[2 * j + 1] = pair.y;
+                    scales[2 * j] = pair.x * scale, scales[2 * j + 1] = pair.y * scale;
+                }
+            } else if constexpr (kEarly) {
+                const float upper = from[row], lower = from[row + 8];
+#pragma unroll
+                for (u32 j = 0; j < kChunks; ++j) {
+                    const float scale = at(of_b, j * kChunk, shift);
+                    scales[2 * j] = upper * scale, scales[2 * j + 1] = lower * scale;
                 }
             } else {
-                a[0] = from[row], a[1] = from[row + 8];
-            }
+                scales[0] = from[row], scales[1] = from[row + 8];
 #pragma unroll
-            for (u32 j = 0; j < Layout::kScalesB; ++j) b[j] = shared.scales_b(block)[j];
+                for (u32 j = 0; j < Layout::kScalesB; ++j) b[j] = of_b[j];
+                this->shift = shift;
+            }
+            if constexpr (kEarly) wgmma_pin(scales);
         }
 
-        // B's scale at `n` of the tile, whose corner lies `shift` rows into a block of 128.
-        __device__ __forceinline__ float at(u32 n, u32 shift) const {
+        // B's scale at `n` of the tile.
+        static __device__ __forceinline__ float at(const float (&b)[Layout::kScalesB], u32 n, u32 shift) {
             if constexpr (Layout::kScalesB == 1) return b[0];
             // An index that is no constant would move `b` to local memory; with kSwap, n depends on the warpgroup.
             if constexpr (!Config::kSwap && Layout::kTileN % kScaleBlock == 0) return b[n / kScaleBlock];
@@ -68,23 +90,19 @@ struct Scales1d2d {
             return found;
         }
 
-        // sum += scale x product. `n` is the first row of B that the fragment meets, counted from the tile's corner.
-        __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators],
-                                                u32 n, u32 shift) const {
+        // sum += scale x product.
+        __device__ __forceinline__ void promote(float (&sum)[kAccumulators], const float (&product)[kAccumulators]) const {
             if constexpr (Config::kSwap) {
-                const float b = at(n, shift);
 #pragma unroll
-                for (u32 j = 0; j < kColumns / 8; ++j) {
-                    const float even = a[2 * j] * b, odd = a[2 * j + 1] * b;
-                    sum[4 * j + 0] += even * product[4 * j + 0], sum[4 * j + 1] += odd * product[4 * j + 1];
-                    sum[4 * j + 2] += even * product[4 * j + 2], sum[4 * j + 3] += odd * product[4 * j + 3];
-                }
+                for (u32 i = 0; i < kAccumulators; ++i) sum[i] += scales[i / 4 * 2 + i % 2] * product[i];
             } else {
-                constexpr u32 kChunk = 16;  // columns under one scale wherever the tile begins
 #pragma unroll
-                for (u32 j = 0; j < kColumns / kChunk; ++j) {
-                    const float b = at(j * kChunk, shift);
-                    const float upper = a[0] * b, lower = a[1] * b;
+                for (u32 j = 0; j < kChunks; ++j) {
+                    float upper = scales[kEarly ? 2 * j : 0], lower = scales[kEarly ? 2 * j + 1 : 1];
+                    if constexpr (!kEarly) {
+                        const float scale = at(b, j * kChunk, shift);
+                        upper *= scale, lower *= scale;
+                    }
 #pragma unroll
                     for (u32 i = j * kChunk / 2; i < (j + 1) * kChunk / 2; i += 4) {
                         sum[i + 0] += upper * product[i + 0], sum[i + 1] += upper * product[i + 1];

@@ -33,6 +33,8 @@ __device__ __forceinline__ float bf16_high(u32 packed) { return __uint_as_float(
 
 __host__ __device__ constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr u32 align_up(u32 a, u32 b) { return ceil_div(a, b) * b; }
+// The largest power of two that divides it.
+__host__ __device__ constexpr u32 lowest_bit(u32 a) { return a & (0u - a); }
 
 template <u32 kValue>
 struct Constant {
