@@ -67,6 +67,7 @@ struct Fp8ByRowsLoop {
         typename Gemm::Walk walk(shared, m, n, k);
         Pipeline pipe;
         RingOutput<Gemm> output;
+        typename Gemm::Stores::Turns turns;
         float sum[kWaves][kAccumulators];
         decltype(walk.corner(0)) last{};
         // Of groups along K, found anew: to keep it takes more registers than there are.
@@ -128,7 +129,7 @@ struct Fp8ByRowsLoop {
                     output.settle(shared, lane);
                 }
             } else {
-                Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
+                Gemm::Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             }
         }
         if constexpr (kLate) {
@@ -139,6 +140,6 @@ struct Fp8ByRowsLoop {
             if (walk.first < walk.count()) output.finish(shared, sum, d_map, last, group, warp, lane);
         }
         if constexpr (kTurns) Gemm::end_turns(group);
-        tma_store_wait_read<0>();
+        if constexpr (Layout::kOutByRing) tma_store_wait_read<0>();
     }
 };

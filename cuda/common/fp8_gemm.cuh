@@ -5,7 +5,7 @@
 //
 // Two producer warps fill a ring of stages of kStageBlocks x 128 of K, tiles by TMA and scales by cp.async; kMathGroups
 // warpgroups multiply, and every 128 of K add the scaled product to FP32 registers, since the tensor cores keep few
-// mantissa bits. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
+// mantissa bits; another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
 // or split K among them (kSplitK > 1).
 //
 // What a kernel's recipe of scales decides is its `Scaling`: `Source`, one lane's copies into a stage, and `Scales`,
@@ -18,6 +18,7 @@
 #include "common/gemm_walk.cuh"
 #include "common/kernel_start.cuh"
 #include "common/ring_output.cuh"
+#include "common/store_warp.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -35,6 +36,7 @@ struct Fp8Gemm {
     using Shared = SharedMemory<Config, Operands>;
     using Walk = typename WalkOf<Config>::type;
     using Epilogue = GemmEpilogue<Config, Operands>;
+    using Stores = StoreWarp<Epilogue>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Producer = Fp8Producer<Config, Scaling>;
     using Out = typename Config::Out;
@@ -154,6 +156,7 @@ struct Fp8Gemm {
         Pipeline pipe;
         const u32 ring = wgmma_tile(shared_address(shared.base));
         RingOutput<Fp8Gemm> output;
+        typename Stores::Turns turns;
         u32 tile_phase = 0;
         begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
@@ -233,9 +236,8 @@ struct Fp8Gemm {
                 output.postpone(pipe);
                 output.finish(shared, sum, d_map, corner, group, warp, lane);
                 output.settle(shared, lane);
-            } else if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
-                                       walk.rows(d));
+            } else if constexpr (Layout::kStoreWarp) {
+                Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));
@@ -243,7 +245,7 @@ struct Fp8Gemm {
             if (kSplitK == 1 || walk.rank == 0) fill_columns(d, corner, m, n, thread);
         }
         end_turns(group);
-        if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
+        if constexpr (Layout::kOutByRing) tma_store_wait_read<0>();
     }
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
@@ -266,6 +268,7 @@ struct Fp8Gemm {
                 shared.scales_full(lane).init(32);
                 shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
             }
+            if constexpr (Layout::kStoreWarp) Stores::init(shared, lane);
             if (lane == 0) {
                 if constexpr (kSplitK > 1) {
                     shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
@@ -287,13 +290,18 @@ struct Fp8Gemm {
             if constexpr (kGroups > 1) registers_decrease<kFew ? 32 : 40>();  // one has registers enough
             if (whole_warp(warp == kMathWarps)) Producer::load_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (whole_warp(warp == kMathWarps + 1)) Producer::load_scales(shared, scales_a, scales_b, m, n, k);
-            if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
+            if constexpr (Layout::kStoreWarp) {
+                if (whole_warp(warp == kMathWarps + 2)) Stores::template run<Walk>(shared, d_map, d, m, n, k);
+                if (warp == kMathWarps + 3) Walk::template fill_up<1>(shared, d, m, n, 0);
+            } else {
+                if (warp >= kMathWarps + 2) Walk::template fill_up<2>(shared, d, m, n, warp - kMathWarps - 2);
+            }
         } else {
             if constexpr (kGroups > 1) registers_increase<(kGroups == 2 ? 232 : kFew ? 160 : 152)>();
             if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
                 Fp8ByRowsLoop<Config, Scaling>::compute(shared, d_map, c, m, n, k);
             } else if constexpr (Config::kAhead > 0) {
-                Fp8Runs<Config, Scaling>::compute(shared, d_map, c, d, m, n, k);
+                Fp8Runs<Config, Scaling>::compute(shared, c, d, m, n, k);
             } else {
                 compute(shared, d_map, c, d, m, n, k);
             }

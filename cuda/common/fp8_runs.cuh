@@ -52,12 +52,12 @@ struct Fp8Runs {
         });
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
-                                                   u32 m, u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         typename Gemm::Walk walk(shared, m, n, k);
         Pipeline pipe;
+        typename Gemm::Stores::Turns turns;
         Gemm::begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const auto corner = walk.corner(index);
@@ -78,11 +78,9 @@ struct Fp8Runs {
                 for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)
                     Gemm::pass_by(shared, pipe, left >= Config::kAhead ? Config::kAhead : 1, group, lane);
             }
-            Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp,
-                                         lane, m, n, walk.rows(d));
+            Gemm::Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);
-        tma_store_wait_read<0>();
     }
 };

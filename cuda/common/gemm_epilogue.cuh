@@ -16,6 +16,7 @@ struct Fragment {
 
 template <class Config, class Operands = ScaledFp8<Config>, class SharedType = SharedMemory<Config, Operands>>
 struct GemmEpilogue {
+    using Settings = Config;
     using Shared = SharedType;
     using Layout = typename Shared::Layout;
     using Out = typename Config::Out;
@@ -72,58 +73,72 @@ struct GemmEpilogue {
         }
     }
 
-    // Registers -> swizzled shared memory -> TMA, an atom of columns at a time. Each warp stores its own 16 rows, so
-    // that no warp waits for another. Atoms go in rounds: a fence, which waits for all of a warp's shared memory, and
-    // a wait for the store engine cost more than the copies between them.
+    using Rounds = StoreRounds<Config>;
+
+    // Where box `i` of round `round` has its rows in the tile, from the warpgroup's first on, and its columns.
+    static __device__ __forceinline__ constexpr u32 row_of(u32 round, u32 i) {
+        return (round * Rounds::kRound + i) / Rounds::kAtoms * kGroups * 64;
+    }
+    static __device__ __forceinline__ constexpr u32 column_of(u32 round, u32 i) {
+        return (round * Rounds::kRound + i) % Rounds::kAtoms * Rounds::kAtom;
+    }
+
+    // Registers -> swizzled shared memory: the warp's boxes of round kIndex, from `staging` on.
+    template <u32 kIndex, class Corner>
+    static __device__ __forceinline__ void stage_round(u8* staging, float (&sum)[kWaves][kAccumulators], const Out* c,
+                                                       Corner corner, Fragment at, u32 group, u32 lane, u32 m, u32 n) {
+        static_assert(Rounds::kAtom % 16 == 0, "a stmatrix writes 16 columns");
+        constexpr u32 kFirst = kIndex * Rounds::kRound;
+        unrolled<(Rounds::kAll - kFirst < Rounds::kRound ? Rounds::kAll - kFirst : Rounds::kRound)>([&](auto i) {
+            constexpr u32 kColumn = column_of(kIndex, i.value);
+            stage_atom(staging + i.value * Layout::kAtomBytes, sum[(kFirst + i.value) / Rounds::kAtoms], kColumn, c,
+                       corner.row + row_of(kIndex, i.value) + group * 64 + at.row, corner.column + kColumn + at.column,
+                       at, lane, m, n);
+        });
+    }
+
+    // By one lane: a box of 16 rows, from there to D.
+    template <class Corner>
+    static __device__ __forceinline__ void send_box(Corner corner, const TensorMap& d_map, const u8* atom, u32 column,
+                                                    u32 row) {
+        static_assert(Columns::fits(Rounds::kAtom), "a box of columns stays together in D");
+        if constexpr (kAddInPlace) {
+            add_result_box(corner, d_map, atom, column, row);
+        } else {
+            store_result_box(corner, d_map, atom, Columns::at(column), row);
+        }
+    }
+
+    // Each warp stores its own 16 rows, so that no warp waits for another. Boxes go in rounds: a fence, which waits for
+    // all of a warp's shared memory, and a wait for the store engine cost more than the copies between them.
     template <class Corner, class Rows = AllRows>
     static __device__ __forceinline__ void store_by_tma(const Shared& shared, float (&sum)[kWaves][kAccumulators],
                                                         const TensorMap& d_map, const Out* c, Corner corner, Fragment at,
                                                         u32 group, u32 warp, u32 lane, u32 m, u32 n, Rows rows = {}) {
-        constexpr u32 kAtom = Layout::kAtomColumns, kAtoms = kColumns / kAtom, kAll = kWaves * kAtoms;
-        constexpr u32 kBuffers = Config::kStoreBuffers;
-        constexpr u32 kRound = kBuffers == kAll ? kAtoms : kBuffers > 1 ? kBuffers / 2 : 1;
-        static_assert(kAtom % 16 == 0, "a stmatrix writes 16 columns");
-        static_assert(Columns::fits(kAtom), "a box of columns stays together in D");
+        constexpr u32 kSlots = Rounds::kSlots;
         u8* const staging = shared.epilogue() + (group * 4 + warp) * Layout::kWarpStoreBytes;
-        unrolled<ceil_div(kAll, kRound)>([&](auto round) {
-            constexpr u32 kFirst = round.value * kRound, kCount = kAll - kFirst < kRound ? kAll - kFirst : kRound;
-            // Of the lane that stores: the others have none. Every tile begins with the first buffer.
-            if constexpr (kFirst == 0 && kAll % kBuffers != 0) tma_store_wait_read<0>();
-            tma_store_wait_read<kBuffers / kRound - 1>();
+        unrolled<Rounds::kRounds>([&](auto round) {
+            constexpr u32 kFirst = round.value * Rounds::kRound;
+            constexpr u32 kCount = Rounds::kAll - kFirst < Rounds::kRound ? Rounds::kAll - kFirst : Rounds::kRound;
+            // Of the lane that stores: the others have none. Every tile begins with the first slot.
+            if constexpr (kFirst == 0 && Rounds::kRounds % kSlots != 0) tma_store_wait_read<0>();
+            tma_store_wait_read<kSlots - 1>();
             __syncwarp();
-            unrolled<kCount>([&](auto i) {
-                constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
-                stage_atom(staging + kIndex % kBuffers * Layout::kAtomBytes, sum[kWave], kColumn, c,
-                           corner.row + (kWave * kGroups + group) * 64 + at.row, corner.column + kColumn + at.column,
-                           at, lane, m, n);
-            });
+            u8* const boxes = staging + round.value % kSlots * Rounds::kRound * Layout::kAtomBytes;
+            stage_round<round.value>(boxes, sum, c, corner, at, group, lane, m, n);
             fence_async_proxy();
             __syncwarp();
-            if constexpr (!Rows::kAll) {
-                unrolled<kCount>([&](auto i) {
-                    constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
-                    const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
-                    const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
-                    if (!rows.whole(row)) {
-                        rows.template store_box<Config::kStoreAtomBytes>(atom, row, corner.column + kColumn, n, lane);
-                    } else if (lane == 0) {
-                        tma_store_2d(d_map, atom, corner.column + kColumn, row);
-                    }
-                });
-                if (lane == 0) tma_store_commit();
-            } else if (lane == 0) {
-                unrolled<kCount>([&](auto i) {
-                    constexpr u32 kIndex = kFirst + i.value, kWave = kIndex / kAtoms, kColumn = kIndex % kAtoms * kAtom;
-                    const u8* const atom = staging + kIndex % kBuffers * Layout::kAtomBytes;
-                    const u32 row = corner.row + (kWave * kGroups + group) * 64 + warp * 16;
-                    if constexpr (kAddInPlace) {
-                        add_result_box(corner, d_map, atom, corner.column + kColumn, row);
-                    } else {
-                        store_result_box(corner, d_map, atom, Columns::at(corner.column + kColumn), row);
-                    }
-                });
-                tma_store_commit();
-            }
+            unrolled<kCount>([&](auto i) {
+                const u8* const box = boxes + i.value * Layout::kAtomBytes;
+                const u32 row = corner.row + row_of(round.value, i.value) + group * 64 + warp * 16;
+                const u32 column = corner.column + column_of(round.value, i.value);
+                if (!rows.whole(row)) {
+                    rows.template store_box<Config::kStoreAtomBytes>(box, row, column, n, lane);
+                } else if (lane == 0) {
+                    send_box(corner, d_map, box, column, row);
+                }
+            });
+            if (lane == 0) tma_store_commit();
         });
     }
 

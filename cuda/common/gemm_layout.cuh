@@ -37,6 +37,20 @@ struct PlainBf16 {
     static constexpr u32 kScalesPitch = 0;
 };
 
+constexpr u32 kMostSlots = 3;  // of a warp's staging
+
+// How a tile leaves by TMA. Each math warp stages its 16 rows in boxes of kStoreAtomBytes of columns, a wave in one round if
+// kStoreBuffers are all that there are, else some of them; rounds take turns with the slots that the buffers are.
+template <class Config>
+struct StoreRounds {
+    static constexpr u32 kAtom = Config::kStoreAtomBytes / sizeof(typename Config::Out);  // columns
+    static constexpr u32 kAtoms = Config::kColumns / kAtom, kAll = Config::kWaves * kAtoms;
+    static constexpr u32 kBuffers = Config::kStoreBuffers;
+    static constexpr u32 kRound = kBuffers == kAll ? kAtoms : kBuffers > 1 ? kBuffers / 2 : 1;
+    static constexpr u32 kRounds = ceil_div(kAll, kRound), kSlots = kBuffers / kRound;
+    static_assert(kSlots <= kMostSlots, "each slot has two barriers");
+};
+
 template <class Config, class Operands = ScaledFp8<Config>>
 struct SharedLayout {
     static constexpr u32 kRows = Config::kRows, kColumns = Config::kColumns;
@@ -81,13 +95,19 @@ struct SharedLayout {
                                           : Operands::kPartialsInRing ? 0
                                                                       : kPartialBytes;
 
+    // A warp of its own stores what the math warps have staged, and has barriers for it.
+    static constexpr bool kStoreWarp = kStoreByTma && !kOutByRing;
+    static constexpr u32 kStoreBarriers = kStoreWarp ? 2 * kMostSlots * Config::kMathGroups : 0;
+
     // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
     static constexpr u32 kRing = kBlocks * kBlockBytes;
     static constexpr u32 kEpilogue = Operands::kPartialsInRing ? 0 : kRing;
     static_assert(!Operands::kPartialsInRing || kPartialBytes <= kRing, "the ring has room for the partial tile");
     static constexpr u32 kScales = kRing + kEpilogueBytes;
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
-    static constexpr u32 kEnd = align_up(kBarriers + 8 * ((Operands::kScaleN ? 3 : 2) * Config::kStages + 2), 16);
+    static constexpr bool kThree = Operands::kScaleN > 0 || requires { Config::kKGrouped; };  // barriers a stage
+    static constexpr u32 kStoresFrom = (kThree ? 3 : 2) * Config::kStages + 2;                 // of the barriers
+    static constexpr u32 kEnd = align_up(kBarriers + 8 * (kStoresFrom + kStoreBarriers), 16);
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
@@ -115,5 +135,14 @@ struct SharedMemory {
     // not yet as they should be.
     __device__ __forceinline__ Barrier& scales_full(u32 s) const { return barriers()[2 * Config::kStages + 2 + s]; }
     __device__ __forceinline__ Barrier& landed(u32 s) const { return scales_full(s); }
-    __device__ __forceinline__ void* behind_barriers() const { return barriers() + 3 * Config::kStages + 2; }
+    // Of a warpgroup's slot: its warps have staged what the slot has room for; that has been read.
+    __device__ __forceinline__ Barrier& staged(u32 group, u32 slot) const {
+        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot)];
+    }
+    __device__ __forceinline__ Barrier& unstaged(u32 group, u32 slot) const {
+        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot) + 1];
+    }
+    __device__ __forceinline__ void* behind_barriers() const {
+        return barriers() + Layout::kStoresFrom + Layout::kStoreBarriers;
+    }
 };

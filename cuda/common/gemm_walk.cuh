@@ -59,7 +59,7 @@ struct GemmWalk {
     }
 
     // For kWarps warps that have nothing else to do: rows of D that no tile has.
-    template <u32 kWarps = 2, class Shared, class Out>
+    template <u32 kWarps, class Shared, class Out>
     static __device__ __forceinline__ void fill_up(const Shared&, Out*, u32, u32, u32) {}
 };
 

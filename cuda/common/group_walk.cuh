@@ -99,7 +99,7 @@ struct GroupWalk {
         return {d, index, group, end};
     }
 
-    template <u32 kWarps = 2, class Shared, class Out>
+    template <u32 kWarps, class Shared, class Out>
     static __device__ __forceinline__ void fill_up(const Shared& shared, Out* d, u32 m, u32 n, u32 warp) {
         fill_up_rows<Groups, kWarps>(table_of(shared), d, m, n, warp);
     }

@@ -128,7 +128,7 @@ struct KGroupWalk {
     static __device__ __forceinline__ AllRows rows(Out*) {
         return {};
     }
-    template <class Shared, class Out>
+    template <u32 kWarps, class Shared, class Out>
     static __device__ __forceinline__ void fill_up(const Shared&, Out*, u32, u32, u32) {}
 };
 

@@ -28,7 +28,8 @@ struct ResidentLayout {
     static constexpr u32 kEpilogue = kRing + Config::kStages * kRowsBytes;
     static constexpr u32 kScalesRing = kEpilogue + kGroups * 4 * kWarpStoreBytes;
     static constexpr u32 kBarriers = kScalesRing + kTurns * kScalesBytes;
-    static constexpr u32 kEnd = kBarriers + (2 * (Config::kStages + kBlocks) + kTurns) * 8;
+    static constexpr u32 kStoresFrom = 2 * (Config::kStages + kBlocks) + kTurns;  // of the barriers
+    static constexpr u32 kEnd = kBarriers + (kStoresFrom + 2 * kMostSlots * kGroups) * 8;
 };
 
 template <class Config>
@@ -52,5 +53,12 @@ struct ResidentMemory {
     }
     __device__ __forceinline__ Barrier& scales_full(u32 turn) const {
         return barriers()[2 * (Config::kStages + Layout::kBlocks) + turn];
+    }
+    // Of a warpgroup's slot: its warps have staged what the slot has room for; that has been read.
+    __device__ __forceinline__ Barrier& staged(u32 group, u32 slot) const {
+        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot)];
+    }
+    __device__ __forceinline__ Barrier& unstaged(u32 group, u32 slot) const {
+        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot) + 1];
     }
 };

@@ -6,8 +6,8 @@
 // An operand whose K is contiguous is loaded in rows of 64 elements of K. One whose M or N is contiguous (kMnRows,
 // kMnColumns) is loaded as it lies in memory, in slabs of 64 elements of M or N by 64 of K, and wgmma reads it across.
 //
-// One producer warp fills a ring of stages of kStageBlocks x 64 of K by TMA; kMathGroups warpgroups multiply. CTAs of a
-// cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them
+// One producer warp fills a ring of stages of kStageBlocks x 64 of K by TMA; kMathGroups warpgroups multiply, and another
+// warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them
 // (kSplitK > 1).
 #pragma once
 #include "common/barrier.cuh"
@@ -15,6 +15,7 @@
 #include "common/gemm_layout.cuh"
 #include "common/gemm_walk.cuh"
 #include "common/kernel_start.cuh"
+#include "common/store_warp.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -25,6 +26,7 @@ struct Sm90Bf16Gemm {
     using Shared = SharedMemory<Config, Operands>;
     using Walk = typename WalkOf<Config, Operands::kBlockK>::type;
     using Epilogue = GemmEpilogue<Config, Operands>;
+    using Stores = StoreWarp<Epilogue>;
     using Pipeline = ::Pipeline<Config::kStages>;
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
@@ -90,6 +92,7 @@ struct Sm90Bf16Gemm {
         const bool elected = elect_one();
         Walk walk(shared, m, n, k);
         Pipeline pipe, landing;
+        typename Stores::Turns turns;
         u32 tile_phase = 0;
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
@@ -186,13 +189,13 @@ struct Sm90Bf16Gemm {
         arrive_warp<kCluster>(shared.empty(stage), lane);
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
-                                                   u32 m, u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = __shfl_sync(0xffffffff, thread / 128, 0);
         const u32 warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         Walk walk(shared, m, n, k);
         Pipeline pipe;
+        typename Stores::Turns turns;
         u32 tile_phase = 0;
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const auto corner = walk.corner(index);
@@ -238,15 +241,13 @@ struct Sm90Bf16Gemm {
 #pragma unroll
             for (u32 w = 0; w < kWaves; ++w) wgmma_pin(sum[w]);
             if (!Config::kEager && (kSplitK == 1 || walk.k_blocks > 0)) release(shared, previous, lane);
-            if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
-                                       walk.rows(d));
+            if constexpr (Layout::kStoreWarp) {
+                Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));
             }
         }
-        if constexpr (Layout::kStoreByTma) tma_store_wait_read<0>();
     }
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
@@ -268,6 +269,7 @@ struct Sm90Bf16Gemm {
                 shared.empty(lane).init(kMathWarps * kCluster * kWarpArrivals);
                 if constexpr (kKGrouped) shared.landed(lane).init(1);
             }
+            if constexpr (Layout::kStoreWarp) Stores::init(shared, lane);
             if (lane == 0) {
                 if constexpr (kSplitK > 1) {
                     shared.partials_ready().init(kSplitK * Epilogue::kSplitArrivals);
@@ -288,10 +290,15 @@ struct Sm90Bf16Gemm {
             if constexpr (kKGrouped) {
                 if (warp == kMathWarps + 1) clear_rows(shared, m, n, k, threadIdx.x % 32);
             }
-            if (warp >= kMathWarps + 2) Walk::fill_up(shared, d, m, n, warp - kMathWarps - 2);
+            if constexpr (Layout::kStoreWarp) {
+                if (whole_warp(warp == kMathWarps + 2)) Stores::template run<Walk>(shared, d_map, d, m, n, k);
+                if (warp == kMathWarps + 3) Walk::template fill_up<1>(shared, d, m, n, 0);
+            } else {
+                if (warp >= kMathWarps + 2) Walk::template fill_up<2>(shared, d, m, n, warp - kMathWarps - 2);
+            }
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
-            compute(shared, d_map, c, d, m, n, k);
+            compute(shared, c, d, m, n, k);
         }
         // Peers may still write to or read from this CTA's shared memory.
         if constexpr (kInCluster) cluster_sync();

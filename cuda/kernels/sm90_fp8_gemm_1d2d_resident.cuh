@@ -2,14 +2,15 @@
 // K of a panel of B stays in shared memory, and the CTA walks down M with it. Hopper.
 //
 // A panel is 128 columns for each of kMathGroups warpgroups. A warpgroup multiplies tiles of 64 rows by its 128, all of K in
-// straight code, and waits for no other. A tile's result leaves under the next tile's first products, so that the tensor
-// cores need not wait for it.
+// straight code, and waits for no other. A tile's result is staged under the next tile's first products, so that the tensor
+// cores need not wait for it, and stored by a warp of its own.
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
 #include "common/kernel_start.cuh"
 #include "common/resident_layout.cuh"
 #include "common/scale_copies.cuh"
+#include "common/store_warp.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
@@ -18,7 +19,7 @@ struct Fp8Resident {
     using Layout = ResidentLayout<Config>;
     using Shared = ResidentMemory<Config>;
     using Out = typename Config::Out;
-    using Epilogue = GemmEpilogue<Config, void, Shared>;
+    using Stores = StoreWarp<GemmEpilogue<Config, void, Shared>, Config::kColumns>;
     static constexpr u32 kGroups = Config::kMathGroups, kBlocks = Layout::kBlocks, kStages = Config::kStages;
     static constexpr u32 kPanelColumns = kGroups * Config::kColumns;
     static constexpr u32 kAccumulators = Config::kColumns / 2;
@@ -128,21 +129,31 @@ struct Fp8Resident {
         }
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, u32 m,
-                                                   u32 n) {
+    // Run by a warp.
+    static __device__ __forceinline__ void store(const Shared& shared, const TensorMap& map, u32 m, u32 n) {
+        const Walk walk(m, n);
+        typename Stores::Turns turns;
+        u32 row = walk.first % walk.row_tiles, panel = walk.first / walk.row_tiles;
+#pragma unroll 1
+        for (u32 index = walk.first; index < walk.end; ++index) {
+            const Tile corner{row * Layout::kTileRows, panel * kPanelColumns};
+            Stores::send_tile(shared, turns, map, corner, AllRows(), n, threadIdx.x % 32);
+            if (++row == walk.row_tiles) row = 0, ++panel;
+        }
+    }
+
+    static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, u32 m, u32 n) {
         const u32 group = math_group(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         const Walk walk(m, n);
-        const Shared own{shared.base + group * 4 * Layout::kWarpStoreBytes};  // its staging
         const u32 rows_tile = wgmma_tile(shared_address(shared.rows(0)));
         const u32 columns_tile = wgmma_tile(shared_address(shared.columns(0) + group * Layout::kColumnsBytes));
         u32 first_stage = 0, phase = 0, panel_phase = 0;
         float sum[1][kAccumulators];
         Tile result{};  // that `sum` is of
         bool owes = false;
-        const auto store = [&] {
-            Epilogue::store_by_tma(own, sum, d_map, c, result, at, 0, warp, lane, m, n);
-        };
+        typename Stores::Turns turns;
+        const auto stage = [&] { Stores::stage(shared, turns, sum, c, result, at, group, warp, lane, m, n); };
         if (walk.first >= walk.end) return;
         u32 index = walk.first;
         const u32 last_panel = (walk.end - 1) / walk.row_tiles;
@@ -164,7 +175,7 @@ struct Fp8Resident {
                              columns_tile + j.value * (Layout::kSlotBytes / 16));
                 };
                 unrolled<kAhead>(issue);
-                if (owes) store();
+                if (owes) stage();
                 shared.scales_full(first_stage / kBlocks).wait(phase);
                 unrolled<kBlocks>([&](auto j) {
                     constexpr u32 kLeft = kBlocks - 1 - j.value;
@@ -184,8 +195,7 @@ struct Fp8Resident {
                 if (first_stage == kStages) first_stage = 0, phase ^= 1;
             }
         }
-        if (owes) store();
-        tma_store_wait_read<0>();
+        if (owes) stage();
     }
 
     static __device__ __forceinline__ void run(const TensorMap& rows_map, const TensorMap& columns_map,
@@ -205,6 +215,7 @@ struct Fp8Resident {
                 shared.panel_full(lane).init(1);
                 shared.panel_empty(lane).init(kMathWarps * kWarpArrivals);
             }
+            Stores::init(shared, lane);
             if (lane == 0) {
                 tma_prefetch_descriptor(rows_map);
                 tma_prefetch_descriptor(columns_map);
@@ -219,9 +230,10 @@ struct Fp8Resident {
             if (warp == kMathWarps && elect_one()) produce_rows(shared, rows_map, m, n);
             if (warp == kMathWarps + 1 && elect_one()) produce_panels(shared, columns_map, m, n);
             if (whole_warp(warp == kMathWarps + 2)) produce_scales(shared, scales_a, scales_b, m, n);
+            if (whole_warp(warp == kMathWarps + 3)) store(shared, d_map, m, n);
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();
-            compute(shared, d_map, c, m, n);
+            compute(shared, c, m, n);
         }
     }
 };

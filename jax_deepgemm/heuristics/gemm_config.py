@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 BLOCK_K = 128  # of K in a pipeline stage
 SCALE_BLOCK = 128  # rows of B under one scale, unless each has its own
+STORE_BARRIERS = 6  # a warpgroup's, where a warp of its own stores: up to three slots, each staged and read
 
 
 class Store(NamedTuple):
@@ -158,10 +159,14 @@ class GemmConfig:
         return self.math_groups * 4 * store.buffers * 16 * store.atom_bytes
 
     def _total(self, stages: int, epilogue: int) -> int:
-        return stages * self.stage_bytes() + epilogue + 16
+        return stages * self.stage_bytes() + epilogue + self._single_barriers(epilogue)
 
     def _stages(self, epilogue: int, smem_bytes: int) -> int:
-        return min(32, (smem_bytes - epilogue - 16) // self.stage_bytes())
+        return min(32, (smem_bytes - epilogue - self._single_barriers(epilogue)) // self.stage_bytes())
+
+    def _single_barriers(self, epilogue: int) -> int:
+        """Bytes of those that are not a stage's: of a split K, and of the warp that stores."""
+        return 16 + 8 * STORE_BARRIERS * self.math_groups * (self.stores_by_tma and epilogue > 0)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, Store, align, ceil_div
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, STORE_BARRIERS, Store, align, ceil_div
 
 TILE_ROWS = 64  # of A, that a warpgroup multiplies by SCALE_BLOCK columns
 MAX_BLOCKS = 4  # of K
@@ -62,7 +62,8 @@ class ResidentConfig:
         tiles = (blocks * self.columns + stages * TILE_ROWS) * BLOCK_K
         staging = self.math_groups * 4 * store.buffers * 16 * store.atom_bytes
         scales = align(blocks * (TILE_ROWS + self.math_groups) * 4, 16) + 8
-        return tiles + staging + stages // blocks * scales + 16 * (stages + blocks)
+        barriers = 8 * (2 * (stages + blocks) + STORE_BARRIERS * self.math_groups)
+        return tiles + staging + stages // blocks * scales + barriers
 
 
 def grid_size(config: ResidentConfig, m: int, n: int, num_sms: int) -> int:
