@@ -78,9 +78,9 @@ struct Fp8Gemm {
     }
 
     // Warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and while
-    // one promotes the tensor cores work for the others. In step they would all promote, then all wait. Where two
-    // blocks of K are unrolled (kUnroll), two warpgroups keep out of step by themselves, and turns only cost.
-    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && Config::kUnroll == 1);
+    // one promotes the tensor cores work for the others. In step they would all promote, then all wait. In whole rings of
+    // straight code (kUnroll) two warpgroups keep out of step by themselves, and turns only cost, unless tiles end inside.
+    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && (Config::kUnroll == 1 || Walk::kEndsInside));
     static constexpr u32 kTurnBarrier = 4, kTurnThreads = 256;  // the one who waits and the one who passes
 
     static __device__ __forceinline__ void wait_turn(u32 group) {
@@ -168,22 +168,27 @@ struct Fp8Gemm {
 #pragma unroll
                 for (u32 i = 0; i < kAccumulators; ++i) sum[w][i] = 0;
             }
-            // The first `waves` of them are of use.
-            const auto multiply_blocks = [&](auto waves) {
-                constexpr u32 kUsed = waves.value;
+            // All of the tile's K. Without kAll only the first `used` waves are of use, and the warpgroup has time.
+            const auto multiply_blocks = [&](auto all, u32 used) {
+                constexpr bool kAll = all.value != 0;
                 const auto multiply_stage = [&](u32 stage, u32 count) {  // `count` blocks of K
                     const u32 first = stage * kStageBlocks;
                     shared.full(stage).wait(pipe.phase);
 #pragma unroll
-                    for (u32 w = 0; w < kUsed; ++w) {
+                    for (u32 w = 0; w < kWaves; ++w) {
                         const u32 row = (w * kGroups + group) * 64;
                         const auto wait_scales = [&] {
                             if (w == 0) shared.scales_full(stage).wait(pipe.phase);
                         };
                         const auto release_stage = [&] {
-                            if (w == kUsed - 1) release(shared, stage, lane);
+                            if (w == kWaves - 1) release(shared, stage, lane);
                         };
-                        if (kStageBlocks == 1 || count == kStageBlocks) {
+                        if (!kAll && w >= used) {  // keeps in line
+#pragma unroll 1
+                            for (u32 j = count == kStageBlocks ? 1 : count; j > 0; --j) wait_turn(group), pass_turn(group);
+                            wait_scales();
+                            release_stage();
+                        } else if (kStageBlocks == 1 || count == kStageBlocks) {
                             step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales,
                                                release_stage);
                         } else {
@@ -193,23 +198,11 @@ struct Fp8Gemm {
                             release_stage();
                         }
                     }
-                    if constexpr (kUsed < kWaves) {  // keeps in line
-#pragma unroll
-                        for (u32 w = kUsed; w < kWaves; ++w) {
-#pragma unroll 1
-                            for (u32 j = count == kStageBlocks ? 1 : count; j > 0; --j)
-                                wait_turn(group), pass_turn(group);
-                        }
-                        if constexpr (kUsed == 0) {
-                            shared.scales_full(stage).wait(pipe.phase);
-                            release(shared, stage, lane);
-                        }
-                    }
                 };
                 u32 left = walk.k_blocks;
 #pragma unroll 1
                 while (left > 0) {
-                    if constexpr (Config::kUnroll > 1) {
+                    if constexpr (kAll && Config::kUnroll > 1) {
                         // Whole rings: where a stage is, is a constant then.
 #pragma unroll 1
                         for (; pipe.stage == 0 && left >= Config::kStages; left -= Config::kStages, pipe.phase ^= 1)
@@ -221,16 +214,10 @@ struct Fp8Gemm {
                     pipe.advance(), left -= count;
                 }
             };
-            if constexpr (Walk::kEndsInside) {
-                if (!walk.needs(corner.row + group * 64)) {
-                    multiply_blocks(Constant<0>{});
-                } else if (kWaves == 2 && !walk.needs(corner.row + (kGroups + group) * 64)) {
-                    multiply_blocks(Constant<1>{});
-                } else {
-                    multiply_blocks(Constant<kWaves>{});
-                }
+            if (walk.needs(corner.row + ((kWaves - 1) * kGroups + group) * 64)) {
+                multiply_blocks(Constant<1>{}, kWaves);
             } else {
-                multiply_blocks(Constant<kWaves>{});
+                multiply_blocks(Constant<0>{}, walk.needs(corner.row + group * 64) ? 1 : 0);
             }
             if constexpr (Layout::kOutByRing) {
                 output.postpone(pipe);
