@@ -101,6 +101,20 @@ struct Fp8Gemm {
         if (group == 0) wait_turn(group);
     }
 
+    // Of tile `index`: where tiles end inside, what the producer says, and `corner` is not known here.
+    template <class Corner>
+    static __device__ __forceinline__ TileNote note_of(const Shared& shared, Walk& walk, u32 index, const Pipeline& pipe,
+                                                       Corner& corner) {
+        if constexpr (Walk::kEndsInside) {
+            shared.full(pipe.stage).wait(pipe.phase);
+            return shared.note(pipe.stage);
+        } else {
+            corner = walk.corner(index);
+            const u32 at_n = Config::kSwap ? corner.row : corner.column;
+            return {static_cast<u16>(Config::kRows), static_cast<u16>(at_n % kScaleBlock)};
+        }
+    }
+
     // Instead of a step, for a warpgroup whose rows are of no use: it keeps in line. `count` stages under one turn.
     static __device__ __forceinline__ void pass_by(const Shared& shared, Pipeline& pipe, u32 count, u32 group,
                                                    u32 lane) {
@@ -160,8 +174,9 @@ struct Fp8Gemm {
         u32 tile_phase = 0;
         begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
-            const auto corner = walk.corner(index);
-            const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
+            decltype(walk.corner(0)) corner{};
+            const TileNote note = note_of(shared, walk, index, pipe, corner);
+            const u32 shift = note.shift;
             float sum[kWaves][kAccumulators];
 #pragma unroll
             for (u32 w = 0; w < kWaves; ++w) {
@@ -214,10 +229,10 @@ struct Fp8Gemm {
                     pipe.advance(), left -= count;
                 }
             };
-            if (walk.needs(corner.row + ((kWaves - 1) * kGroups + group) * 64)) {
+            if (!Walk::kEndsInside || ((kWaves - 1) * kGroups + group) * 64 < note.rows) {
                 multiply_blocks(Constant<1>{}, kWaves);
             } else {
-                multiply_blocks(Constant<0>{}, walk.needs(corner.row + group * 64) ? 1 : 0);
+                multiply_blocks(Constant<0>{}, group * 64 < note.rows ? 1 : 0);
             }
             if constexpr (Layout::kOutByRing) {
                 output.postpone(pipe);

@@ -50,6 +50,11 @@ struct Fp8Producer {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
+                if constexpr (Walk::kEndsInside) {
+                    if (i == 0)
+                        shared.note(pipe.stage) = {static_cast<u16>(walk.rows_from(corner.row)),
+                                                   static_cast<u16>(corner.column % kScaleBlock)};
+                }
                 u32 boxes = Config::kColumns / Walk::kColumnBox;
                 if constexpr (kSomeColumns) boxes = walk.column_boxes(corner.column);
                 full.arrive_expect_bytes(count * (kSomeColumns ? Layout::kRowsBytes + boxes * kBoxBytes : Layout::kBlockBytes));

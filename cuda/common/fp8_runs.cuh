@@ -60,19 +60,19 @@ struct Fp8Runs {
         typename Gemm::Stores::Turns turns;
         Gemm::begin_turns(group);
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
-            const auto corner = walk.corner(index);
-            const u32 shift = (Config::kSwap ? corner.row : corner.column) % kScaleBlock;
+            decltype(walk.corner(0)) corner{};
+            const TileNote note = Gemm::note_of(shared, walk, index, pipe, corner);
             float sum[1][kAccumulators];
 #pragma unroll
             for (u32 i = 0; i < kAccumulators; ++i) sum[0][i] = 0;
             const auto nothing = [] {};
-            const bool needed = walk.needs(corner.row + group * 64);
+            const bool needed = group * 64 < note.rows;
             u32 left = walk.k_blocks;
 #pragma unroll 1
             for (; left >= Config::kAhead && needed; left -= Config::kAhead)
-                run<Config::kAhead>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
+                run<Config::kAhead>(shared, sum[0], pipe, group, at, note.shift, lane, nothing, nothing);
 #pragma unroll 1
-            for (; left > 0 && needed; --left) run<1>(shared, sum[0], pipe, group, at, shift, lane, nothing, nothing);
+            for (; left > 0 && needed; --left) run<1>(shared, sum[0], pipe, group, at, note.shift, lane, nothing, nothing);
             if constexpr (Gemm::Walk::kEndsInside) {
 #pragma unroll 1
                 for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)

@@ -37,6 +37,12 @@ struct PlainBf16 {
     static constexpr u32 kScalesPitch = 0;
 };
 
+// What the producer tells the math warps of a tile that may end inside, so that they need not find it out themselves.
+struct TileNote {
+    u16 rows;   // of use
+    u16 shift;  // columns between it and the block of 128 that it begins in
+};
+
 constexpr u32 kMostSlots = 3;  // of a warp's staging
 
 // How a tile leaves by TMA. Each math warp stages its 16 rows in boxes of kStoreAtomBytes of columns, a wave in one round if
@@ -68,8 +74,9 @@ struct SharedLayout {
     static constexpr u32 kRowsBytes = Operands::kRowsTile * kRowBytes;
     static constexpr u32 kColumnsBytes = Operands::kColumnsTile * kRowBytes;
     static constexpr u32 kBlockBytes = kRowsBytes + kColumnsBytes;
-    // Of a block: A's, then B's.
-    static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB) * 4, 16) : 0;
+    // Of a block: A's, then B's; behind them what the math warps are told of a tile, where it has room in its first stage.
+    static constexpr bool kTellsTiles = Operands::kScaleN > 0 && Operands::kScalesPitch == 0;
+    static constexpr u32 kScalesBytes = Operands::kScaleN ? align_up((kTileM + kScalesB + (kTellsTiles ? 1 : 0)) * 4, 16) : 0;
     static constexpr u32 kBlocks = Config::kStages * Config::kStageBlocks;
 
     // Without buffers of its own, the result leaves by the ring of tiles: C, if there is one, comes into stages behind
@@ -124,6 +131,11 @@ struct SharedMemory {
         return reinterpret_cast<float*>(base + Layout::kScales + block * Layout::kScalesBytes);
     }
     __device__ __forceinline__ float* scales_b(u32 block) const { return scales_a(block) + Layout::kTileM; }
+    // Of the tile whose first stage it is.
+    __device__ __forceinline__ TileNote& note(u32 s) const {
+        static_assert(Layout::kTellsTiles, "there is room for it");
+        return *reinterpret_cast<TileNote*>(scales_b(s * Config::kStageBlocks) + Layout::kScalesB);
+    }
     __device__ __forceinline__ Barrier* barriers() const {
         return reinterpret_cast<Barrier*>(base + Layout::kBarriers);
     }

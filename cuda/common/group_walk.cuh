@@ -81,6 +81,9 @@ struct GroupWalk {
     // Whether 64 of its rows from `row` of D on are of any use.
     __device__ __forceinline__ bool needs(u32 row) const { return row < end; }
 
+    // Of the tile that begins at `row` of D, those that are of use.
+    __device__ __forceinline__ u32 rows_from(u32 row) const { return min(end - row, Config::kRows); }
+
     // From there to the operands' coordinates.
     __device__ __forceinline__ u32 rows_at(u32 row, u32 n) const { return row + (Config::kSwap ? group * n : 0); }
     __device__ __forceinline__ u32 columns_at(u32 column, u32 n) const {
