@@ -79,8 +79,8 @@ struct Fp8Gemm {
 
     // Warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and while
     // one promotes the tensor cores work for the others. In step they would all promote, then all wait. In whole rings of
-    // straight code (kUnroll) two warpgroups keep out of step by themselves, and turns only cost, unless tiles end inside.
-    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && (Config::kUnroll == 1 || Walk::kEndsInside));
+    // straight code (kRings) two warpgroups keep out of step by themselves, and turns only cost, unless tiles end inside.
+    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && (!Config::kRings || Walk::kEndsInside));
     static constexpr u32 kTurnBarrier = 4, kTurnThreads = 256;  // the one who waits and the one who passes
 
     static __device__ __forceinline__ void wait_turn(u32 group) {
@@ -217,7 +217,7 @@ struct Fp8Gemm {
                 u32 left = walk.k_blocks;
 #pragma unroll 1
                 while (left > 0) {
-                    if constexpr (kAll && Config::kUnroll > 1) {
+                    if constexpr (kAll && Config::kRings) {
                         // Whole rings: where a stage is, is a constant then.
 #pragma unroll 1
                         for (; pipe.stage == 0 && left >= Config::kStages; left -= Config::kStages, pipe.phase ^= 1)

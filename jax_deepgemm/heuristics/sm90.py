@@ -141,13 +141,13 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
     return us * RUNS_OF_64 if c.ahead and c.rows == 64 else us
 
 
-def unroll(c: GemmConfig, m: int) -> int:
-    """Blocks of K that the math warps have in straight code.
+def whole_rings(c: GemmConfig, m: int) -> bool:
+    """Whether the math warps have whole rings of stages in straight code, for `m` rows in all.
 
-    Two leave less between one product and the next. But code is cold at launch and comes from DRAM: only many rows
+    Less is left then between one product and the next. But code is cold at launch and comes from DRAM: only many rows
     make up for more of it.
     """
-    return 2 if _is_large(c.rows, c.columns, m) and c.stores_by_tma and not c.ahead and c.stage_blocks == 1 else 1
+    return _is_large(c.rows, c.columns, m) and c.stores_by_tma and not c.ahead and c.stage_blocks == 1
 
 
 def _is_large(rows: int, columns: int, m: int) -> bool:

@@ -88,7 +88,7 @@ def launch(
         *template(tile, stages, store, m, out_bytes, has_c),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
-        ("kUnroll", 1 if by_row else sm90.unroll(tile, m)),
+        ("kRings", not by_row and sm90.whole_rings(tile, m)),
     )
     if splits is not None:
         splits.check(tile, out_bytes, smem_bytes)

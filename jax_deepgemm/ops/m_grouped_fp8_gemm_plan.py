@@ -55,7 +55,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         *template(tile, stages, store, problem.rows, out_bytes, False),
         ("kScaleN", SCALE_BLOCK),
         ("kAhead", tile.ahead),
-        ("kUnroll", sm90.unroll(tile, problem.rows)),
+        ("kRings", sm90.whole_rings(tile, problem.rows * groups)),
         *((("kColumnBox", TOKEN_BOX),) if column_box(tile) < tile.columns else ()),
         ("Groups", problem.kind),
     )
