@@ -57,7 +57,7 @@ def launch(
 def row(case: MGrouped) -> dict[str, Any]:
     planned = launch(case)
     assert planned is not None
-    told = ("kRows", "kColumns", "kSwap", "kSplitK", "kStageBlocks", "kAhead", "kUnroll", "kStages")
+    told = ("kRows", "kColumns", "kSwap", "kSplitK", "kStageBlocks", "kAhead", "kRings", "kStages")
     template = dict(planned.kernel.template)
     said = {name[1:].lower(): template[name] for name in told if template.get(name, 0) not in (0, False)}
     return said | {"grid": planned.grid[0], "shared_memory": planned.shared_memory}

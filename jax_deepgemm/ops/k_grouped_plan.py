@@ -154,7 +154,7 @@ def fp8_launch(
         ("kKGrouped", True),
         ("kScaleN", 1),
         ("kAhead", tile.ahead),
-        ("kUnroll", 1),
+        ("kRings", False),
     )
     a, a_scale, b, b_scale, ks, c = range(6)
     d = 6 if has_c else 5
