@@ -17,7 +17,7 @@ struct Fp8ByRowsLoop {
     static constexpr bool kLate = Layout::kOutByRing && Config::kColumns <= 128 && kWaves == 1;
     static constexpr bool kTurns = kWaves == 1;  // 256 x 128 is 5 % faster without
     static_assert(kWaves == 1 || Config::kAhead == 1, "a run is of one wave");
-    static_assert(Config::kStageBlocks == 1 && Layout::kStoreByTma, "see above");
+    static_assert(Config::kStageBlocks == 1 && Layout::kStoreByTma && !Layout::kStoreWarp, "see above");
     static_assert(!kLate || Layout::kOutStages + 2 <= Config::kStages, "two blocks of K beside the last tile's result");
 
     // One block of K. `before` is done while the first product is under way, before anything is added to `sum`. `landed`:
@@ -67,7 +67,6 @@ struct Fp8ByRowsLoop {
         typename Gemm::Walk walk(shared, m, n, k);
         Pipeline pipe;
         RingOutput<Gemm> output;
-        typename Gemm::Stores::Turns turns;
         float sum[kWaves][kAccumulators];
         decltype(walk.corner(0)) last{};
         // Of groups along K, found anew: to keep it takes more registers than there are.
@@ -129,7 +128,7 @@ struct Fp8ByRowsLoop {
                     output.settle(shared, lane);
                 }
             } else {
-                Gemm::Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
+                Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             }
         }
         if constexpr (kLate) {
@@ -140,6 +139,6 @@ struct Fp8ByRowsLoop {
             if (walk.first < walk.count()) output.finish(shared, sum, d_map, last, group, warp, lane);
         }
         if constexpr (kTurns) Gemm::end_turns(group);
-        if constexpr (Layout::kOutByRing) tma_store_wait_read<0>();
+        tma_store_wait_read<0>();
     }
 };

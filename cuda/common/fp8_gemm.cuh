@@ -5,7 +5,7 @@
 //
 // Two producer warps fill a ring of stages of kStageBlocks x 128 of K, tiles by TMA and scales by cp.async; kMathGroups
 // warpgroups multiply, and every 128 of K add the scaled product to FP32 registers, since the tensor cores keep few
-// mantissa bits; another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
+// mantissa bits. With kStoreWarp another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
 // or split K among them (kSplitK > 1).
 //
 // What a kernel's recipe of scales decides is its `Scaling`: `Source`, one lane's copies into a stage, and `Scales`,
@@ -79,8 +79,8 @@ struct Fp8Gemm {
 
     // Warpgroups take turns to issue: their products then queue one after the other instead of interleaving, and while
     // one promotes the tensor cores work for the others. In step they would all promote, then all wait. In whole rings of
-    // straight code (kRings) two warpgroups keep out of step by themselves, and turns only cost, unless tiles end inside.
-    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && (!Config::kRings || Walk::kEndsInside));
+    // straight code (kRings) two warpgroups keep out of step by themselves, and turns only cost.
+    static constexpr bool kTurns = kGroups > 2 || (kGroups == 2 && !Config::kRings);
     static constexpr u32 kTurnBarrier = 4, kTurnThreads = 256;  // the one who waits and the one who passes
 
     static __device__ __forceinline__ void wait_turn(u32 group) {
@@ -101,17 +101,20 @@ struct Fp8Gemm {
         if (group == 0) wait_turn(group);
     }
 
-    // Of tile `index`: where tiles end inside, what the producer says, and `corner` is not known here.
+    // Where tiles end inside and others store them, the math warps need not know where a tile is.
+    static constexpr bool kTold = Walk::kEndsInside && Layout::kStoreWarp;
+
+    // Of tile `index`: what the producer says if kTold, and `corner` is not known then.
     template <class Corner>
     static __device__ __forceinline__ TileNote note_of(const Shared& shared, Walk& walk, u32 index, const Pipeline& pipe,
                                                        Corner& corner) {
-        if constexpr (Walk::kEndsInside) {
+        if constexpr (kTold) {
             shared.full(pipe.stage).wait(pipe.phase);
             return shared.note(pipe.stage);
         } else {
             corner = walk.corner(index);
             const u32 at_n = Config::kSwap ? corner.row : corner.column;
-            return {static_cast<u16>(Config::kRows), static_cast<u16>(at_n % kScaleBlock)};
+            return {static_cast<u16>(walk.rows_from(corner.row)), static_cast<u16>(at_n % kScaleBlock)};
         }
     }
 
@@ -240,6 +243,9 @@ struct Fp8Gemm {
                 output.settle(shared, lane);
             } else if constexpr (Layout::kStoreWarp) {
                 Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
+            } else if constexpr (Layout::kStoreByTma) {
+                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                                       walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));
@@ -247,7 +253,7 @@ struct Fp8Gemm {
             if (kSplitK == 1 || walk.rank == 0) fill_columns(d, corner, m, n, thread);
         }
         end_turns(group);
-        if constexpr (Layout::kOutByRing) tma_store_wait_read<0>();
+        if constexpr (Layout::kStoreByTma && !Layout::kStoreWarp) tma_store_wait_read<0>();
     }
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
@@ -303,7 +309,7 @@ struct Fp8Gemm {
             if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {
                 Fp8ByRowsLoop<Config, Scaling>::compute(shared, d_map, c, m, n, k);
             } else if constexpr (Config::kAhead > 0) {
-                Fp8Runs<Config, Scaling>::compute(shared, c, d, m, n, k);
+                Fp8Runs<Config, Scaling>::compute(shared, d_map, c, d, m, n, k);
             } else {
                 compute(shared, d_map, c, d, m, n, k);
             }

@@ -50,7 +50,7 @@ struct Fp8Producer {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                if constexpr (Walk::kEndsInside) {
+                if constexpr (Walk::kEndsInside && Layout::kStoreWarp) {
                     if (i == 0)
                         shared.note(pipe.stage) = {static_cast<u16>(walk.rows_from(corner.row)),
                                                    static_cast<u16>(corner.column % kScaleBlock)};

@@ -52,7 +52,8 @@ struct Fp8Runs {
         });
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = Gemm::math_group(), warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
         typename Gemm::Walk walk(shared, m, n, k);
@@ -78,9 +79,15 @@ struct Fp8Runs {
                 for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)
                     Gemm::pass_by(shared, pipe, left >= Config::kAhead ? Config::kAhead : 1, group, lane);
             }
-            Gemm::Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
+            if constexpr (Layout::kStoreWarp) {
+                Gemm::Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
+            } else {
+                Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                                             walk.rows(d));
+            }
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);
+        if constexpr (!Layout::kStoreWarp) tma_store_wait_read<0>();
     }
 };

@@ -102,9 +102,10 @@ struct SharedLayout {
                                           : Operands::kPartialsInRing ? 0
                                                                       : kPartialBytes;
 
-    // A warp of its own stores what the math warps have staged, and has barriers for it.
-    static constexpr bool kStoreWarp = kStoreByTma && !kOutByRing;
-    static constexpr u32 kStoreBarriers = kStoreWarp ? 2 * kMostSlots * Config::kMathGroups : 0;
+    // With kStoreWarp a warp of its own stores what the math warps have staged, and has barriers for it.
+    static constexpr bool kStoreWarp = Config::kStoreWarp;
+    static constexpr u32 kStoreBarriers = kStoreByTma && !kOutByRing ? 2 * kMostSlots * Config::kMathGroups : 0;
+    static_assert(!kStoreWarp || kStoreBarriers > 0, "only boxes that have buffers are handed over");
 
     // Offsets: the ring of tiles, the epilogue's staging, the ring of scales, the barriers.
     static constexpr u32 kRing = kBlocks * kBlockBytes;

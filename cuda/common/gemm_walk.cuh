@@ -47,6 +47,7 @@ struct GemmWalk {
     static constexpr bool kStacked = false;
     static constexpr u32 group = 0;
     static constexpr bool kEndsInside = false;
+    static __device__ __forceinline__ u32 rows_from(u32) { return Config::kRows; }
 
     // Where that is in the operands, and what of the tile is stored in D.
     static __device__ __forceinline__ u32 rows_at(u32 row, u32) { return row; }

@@ -120,6 +120,7 @@ struct KGroupWalk {
     static constexpr u32 group = 0;
     // What other walks have beside: here rows and columns are those of the operands, and all of a tile is D's.
     static constexpr bool kEndsInside = false;
+    static __device__ __forceinline__ u32 rows_from(u32) { return Config::kRows; }
     static __device__ __forceinline__ u32 rows_at(u32 row, u32) { return row; }
     static __device__ __forceinline__ u32 columns_at(u32 column, u32) { return column; }
     static __device__ __forceinline__ const float* scales_of_b(const float* scales, u32, u32) { return scales; }

@@ -32,6 +32,9 @@ struct GroupRows {
     // main loop's descriptors would leave the uniform registers, which costs 10 % of all layouts.
     __device__ __forceinline__ bool whole(u32 row) const { return row + 16 <= end && (!kIndexed || index == nullptr); }
 
+    // Whether any of them is stored.
+    __device__ __forceinline__ bool any(u32 row) const { return row < end; }
+
     // What TMA would store from a box of rows of kRowBytes, swizzled, but only the rows that are stored.
     template <u32 kRowBytes>
     __device__ __forceinline__ void store_box(const u8* box, u32 row, u32 column, u32 n, u32 lane) const {

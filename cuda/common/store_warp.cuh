@@ -71,7 +71,7 @@ struct StoreWarp {
             for (u32 box = 0; box < 4 * count; ++box) {
                 const u32 warp = box / count, i = box % count;
                 const u32 row = top + Epilogue::row_of(round, i) + warp * 16;
-                if (!rows.whole(row))
+                if (!rows.whole(row) && rows.any(row))
                     rows.template store_box<Config::kStoreAtomBytes>(
                         boxes(shared, group, warp, slot) + i * Layout::kAtomBytes, row,
                         left + Epilogue::column_of(round, i), n, lane);
@@ -80,14 +80,15 @@ struct StoreWarp {
         tma_store_wait_read<0>();
     }
 
-    // By the warp that stores, for a tile.
+    // By the warp that stores, for a tile: the results of warpgroups from `first` on.
     template <class Corner, class Rows>
     static __device__ __forceinline__ void send_tile(const Shared& shared, Turns& turns, const TensorMap& d_map,
-                                                     Corner corner, Rows rows, u32 n, u32 lane) {
+                                                     Corner corner, Rows rows, u32 n, u32 lane, u32 first = 0,
+                                                     u32 end = kGroups) {
 #pragma unroll 1
         for (u32 round = 0; round < Rounds::kRounds; ++round, turns.advance()) {
 #pragma unroll 1
-            for (u32 group = 0; group < kGroups; ++group) {
+            for (u32 group = first; group < end; ++group) {
                 shared.staged(group, turns.stage).wait(turns.phase);
                 send(shared, d_map, corner, rows, round, group, turns.stage, n, lane);
                 arrive_warp(shared.unstaged(group, turns.stage), lane);

@@ -6,8 +6,8 @@
 // An operand whose K is contiguous is loaded in rows of 64 elements of K. One whose M or N is contiguous (kMnRows,
 // kMnColumns) is loaded as it lies in memory, in slabs of 64 elements of M or N by 64 of K, and wgmma reads it across.
 //
-// One producer warp fills a ring of stages of kStageBlocks x 64 of K by TMA; kMathGroups warpgroups multiply, and another
-// warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them
+// One producer warp fills a ring of stages of kStageBlocks x 64 of K by TMA; kMathGroups warpgroups multiply; with
+// kStoreWarp another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them
 // (kSplitK > 1).
 #pragma once
 #include "common/barrier.cuh"
@@ -189,7 +189,8 @@ struct Sm90Bf16Gemm {
         arrive_warp<kCluster>(shared.empty(stage), lane);
     }
 
-    static __device__ __forceinline__ void compute(const Shared& shared, const Out* c, Out* d, u32 m, u32 n, u32 k) {
+    static __device__ __forceinline__ void compute(const Shared& shared, const TensorMap& d_map, const Out* c, Out* d,
+                                                   u32 m, u32 n, u32 k) {
         const u32 thread = threadIdx.x, group = __shfl_sync(0xffffffff, thread / 128, 0);
         const u32 warp = thread / 32 % 4, lane = thread % 32;
         const Fragment at{warp * 16 + lane / 4, lane % 4 * 2};
@@ -243,11 +244,15 @@ struct Sm90Bf16Gemm {
             if (!Config::kEager && (kSplitK == 1 || walk.k_blocks > 0)) release(shared, previous, lane);
             if constexpr (Layout::kStoreWarp) {
                 Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
+            } else if constexpr (Layout::kStoreByTma) {
+                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                                       walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));
             }
         }
+        if constexpr (Layout::kStoreByTma && !Layout::kStoreWarp) tma_store_wait_read<0>();
     }
 
     // ---- kernel ---------------------------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ struct Sm90Bf16Gemm {
             }
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
-            compute(shared, c, d, m, n, k);
+            compute(shared, d_map, c, d, m, n, k);
         }
         // Peers may still write to or read from this CTA's shared memory.
         if constexpr (kInCluster) cluster_sync();

@@ -39,40 +39,38 @@ struct Fp8Resident {
         }
     };
 
-    static __device__ __forceinline__ void produce_rows(const Shared& shared, const TensorMap& map, u32 m, u32 n) {
+    // A block of K of the panel, where the tiles on the panel before have used theirs.
+    static __device__ __forceinline__ void load_panel(const Shared& shared, const TensorMap& map, u32 panel, u32 block,
+                                                      u32 phase, u64 policy) {
+        shared.panel_empty(block).wait(phase);
+        shared.panel_full(block).arrive_expect_bytes(Layout::kSlotBytes);
+#pragma unroll 1
+        for (u32 j = 0; j < kGroups; ++j) {
+            tma_load_2d(shared.columns(block) + j * Layout::kColumnsBytes, map, shared.panel_full(block), block * kBlockK,
+                        panel * kPanelColumns + j * Config::kColumns, policy);
+        }
+    }
+
+    // Run by one thread: tiles of rows, with the first of a panel the panel.
+    static __device__ __forceinline__ void produce_tiles(const Shared& shared, const TensorMap& rows_map,
+                                                         const TensorMap& columns_map, u32 m, u32 n) {
         const Walk walk(m, n);
-        u32 stage = 0, phase = 1, row = walk.first % walk.row_tiles;
+        const u64 policy = l2_evict_first();  // of a panel: few CTAs read it, at about the same time
+        u32 stage = 0, phase = 1, panel_phase = 1;
+        u32 row = walk.first % walk.row_tiles, panel = walk.first / walk.row_tiles;
+        bool fresh = true;
 #pragma unroll 1
         for (u32 index = walk.first; index < walk.end; ++index) {
 #pragma unroll 1
             for (u32 block = 0; block < kBlocks; ++block) {
                 shared.empty(stage).wait(phase);
                 shared.full(stage).arrive_expect_bytes(Layout::kRowsBytes);
-                tma_load_2d(shared.rows(stage), map, shared.full(stage), block * kBlockK, row * Layout::kTileRows);
+                tma_load_2d(shared.rows(stage), rows_map, shared.full(stage), block * kBlockK, row * Layout::kTileRows);
                 if (++stage == kStages) stage = 0, phase ^= 1;
+                if (fresh) load_panel(shared, columns_map, panel, block, panel_phase, policy);
             }
-            if (++row == walk.row_tiles) row = 0;
-        }
-    }
-
-    static __device__ __forceinline__ void produce_panels(const Shared& shared, const TensorMap& map, u32 m, u32 n) {
-        const Walk walk(m, n);
-        if (walk.first >= walk.end) return;
-        const u64 policy = l2_evict_first();  // few CTAs read it, at about the same time
-        u32 phase = 1;
-        const u32 last = (walk.end - 1) / walk.row_tiles;
-#pragma unroll 1
-        for (u32 panel = walk.first / walk.row_tiles; panel <= last; ++panel, phase ^= 1) {
-#pragma unroll 1
-            for (u32 block = 0; block < kBlocks; ++block) {
-                shared.panel_empty(block).wait(phase);
-                shared.panel_full(block).arrive_expect_bytes(Layout::kSlotBytes);
-#pragma unroll 1
-                for (u32 j = 0; j < kGroups; ++j) {
-                    tma_load_2d(shared.columns(block) + j * Layout::kColumnsBytes, map, shared.panel_full(block),
-                                block * kBlockK, panel * kPanelColumns + j * Config::kColumns, policy);
-                }
-            }
+            fresh = false;
+            if (++row == walk.row_tiles) row = 0, ++panel, panel_phase ^= 1, fresh = true;
         }
     }
 
@@ -129,15 +127,15 @@ struct Fp8Resident {
         }
     }
 
-    // Run by a warp.
-    static __device__ __forceinline__ void store(const Shared& shared, const TensorMap& map, u32 m, u32 n) {
+    // Run by a warp, for one warpgroup.
+    static __device__ __forceinline__ void store(const Shared& shared, const TensorMap& map, u32 m, u32 n, u32 group) {
         const Walk walk(m, n);
         typename Stores::Turns turns;
         u32 row = walk.first % walk.row_tiles, panel = walk.first / walk.row_tiles;
 #pragma unroll 1
         for (u32 index = walk.first; index < walk.end; ++index) {
             const Tile corner{row * Layout::kTileRows, panel * kPanelColumns};
-            Stores::send_tile(shared, turns, map, corner, AllRows(), n, threadIdx.x % 32);
+            Stores::send_tile(shared, turns, map, corner, AllRows(), n, threadIdx.x % 32, group, group + 1);
             if (++row == walk.row_tiles) row = 0, ++panel;
         }
     }
@@ -175,18 +173,23 @@ struct Fp8Resident {
                              columns_tile + j.value * (Layout::kSlotBytes / 16));
                 };
                 unrolled<kAhead>(issue);
-                if (owes) stage();
+                // Read before the result is staged: whoever reads behind those stores waits for them.
                 shared.scales_full(first_stage / kBlocks).wait(phase);
+                float upper[kBlocks], lower[kBlocks];
+#pragma unroll
+                for (u32 j = 0; j < kBlocks; ++j) {
+                    const float* const rows = scales + j * Layout::kTileRows + at.row;
+                    const float b = scales[Layout::kScales + group * kBlocks + j];
+                    upper[j] = rows[0] * b, lower[j] = rows[8] * b;
+                }
+                if (owes) stage();
                 unrolled<kBlocks>([&](auto j) {
                     constexpr u32 kLeft = kBlocks - 1 - j.value;
-                    const float* const rows = scales + j.value * Layout::kTileRows + at.row;
-                    const float b = scales[Layout::kScales + group * kBlocks + j.value];
-                    const float upper = rows[0] * b, lower = rows[8] * b;
                     wgmma_wait<(kLeft < kAhead - 1 ? kLeft : kAhead - 1)>();
                     wgmma_pin(product[j.value % kAhead]);
                     arrive_warp(shared.empty(first_stage + j.value), lane);
                     if (last) arrive_warp(shared.panel_empty(j.value), lane);
-                    promote<j.value == 0>(sum[0], product[j.value % kAhead], upper, lower);
+                    promote<j.value == 0>(sum[0], product[j.value % kAhead], upper[j.value], lower[j.value]);
                     wgmma_pin(sum[0]);
                     if constexpr (j.value + kAhead < kBlocks) issue(Constant<j.value + kAhead>{});
                 });
@@ -227,10 +230,10 @@ struct Fp8Resident {
         // Three warpgroups start with 168 registers a thread: 3 x 168 = 40 + 2 x 232.
         if (warp >= kMathWarps) {
             if constexpr (kGroups > 1) registers_decrease<40>();
-            if (warp == kMathWarps && elect_one()) produce_rows(shared, rows_map, m, n);
-            if (warp == kMathWarps + 1 && elect_one()) produce_panels(shared, columns_map, m, n);
-            if (whole_warp(warp == kMathWarps + 2)) produce_scales(shared, scales_a, scales_b, m, n);
-            if (whole_warp(warp == kMathWarps + 3)) store(shared, d_map, m, n);
+            if (warp == kMathWarps && elect_one()) produce_tiles(shared, rows_map, columns_map, m, n);
+            if (whole_warp(warp == kMathWarps + 1)) produce_scales(shared, scales_a, scales_b, m, n);
+            if (whole_warp(warp >= kMathWarps + 2 && warp < kMathWarps + 2 + kGroups))
+                store(shared, d_map, m, n, warp - kMathWarps - 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<232>();
             compute(shared, c, m, n);

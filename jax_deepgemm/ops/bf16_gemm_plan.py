@@ -75,7 +75,7 @@ def launch(
     # A configuration may come from a smaller matrix: vmap folds a batch into M.
     rows_loaded = tile.rows_loaded if tile.rows_loaded >= (n if tile.swap else m) else tile.rows
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, m, out_bytes, has_c),
+        *template(tile, stages, store, m, out_bytes, has_c, tile.store_warp(store, m, n, 1, num_sms)),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", rows_loaded),

@@ -84,8 +84,9 @@ def launch(
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
     by_row = isinstance(tile, GemmConfig1d1d)
+    store_warp = not by_row and tile.store_warp(store, m, n, 1, num_sms)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, m, out_bytes, has_c),
+        *template(tile, stages, store, m, out_bytes, has_c, store_warp),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kRings", not by_row and sm90.whole_rings(tile, m)),

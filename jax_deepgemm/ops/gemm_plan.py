@@ -9,7 +9,7 @@ MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last t
 
 
 def template(
-    tile: GemmConfig, stages: int, store: Store, m: int, out_bytes: int, has_c: bool
+    tile: GemmConfig, stages: int, store: Store, m: int, out_bytes: int, has_c: bool, store_warp: bool = False
 ) -> tuple[tuple[str, int | bool | str], ...]:
     """The template arguments that every GEMM kernel has."""
     return (
@@ -26,6 +26,7 @@ def template(
         ("kGroup", tile.group),
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
+        ("kStoreWarp", store_warp),
         ("kReadBOnce", m <= tile.tile_m),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
 
+LEAST_ROWS_HANDED_OVER = 2048  # of a group, to a warp that stores: below, many must be stored one by one
+
 
 def plan(
     avals: Sequence[Shaped], out_avals: Sequence[Shaped], params: Mapping[str, Any], target: Target, config: Config
@@ -62,8 +64,9 @@ def launch(tile: Bf16GemmConfig, problem: Problem, *, pdl: bool = False) -> Laun
             f"got {stages}"
         )
     store = tile.store(out_bytes, smem_bytes)
+    store_warp = tile.store_warp(store, problem.rows, n, groups, problem.num_sms, LEAST_ROWS_HANDED_OVER)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, problem.rows, out_bytes, False),
+        *template(tile, stages, store, problem.rows, out_bytes, False, store_warp),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", tile.rows),
