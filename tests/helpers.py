@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +21,24 @@ from jax_deepgemm import (
     fp8_gemm_tn,
     fp8_gemm_tt,
 )
+from jax_deepgemm.heuristics.gemm_config import GemmConfig, Store
 
 BLOCKS, ROWS = ((1, 128), (128, 128)), ((1, 128), (1, 128))  # the recipes, by what of `b` shares a scale
 RECIPES = pytest.mark.parametrize("recipe", [BLOCKS, ROWS], ids=["blocks", "rows"])
 GEMMS = {"nt": fp8_gemm_nt, "nn": fp8_gemm_nn, "tn": fp8_gemm_tn, "tt": fp8_gemm_tt}
 # Relative error in the Frobenius norm, by output dtype.
 BOUNDS = {jnp.dtype(jnp.bfloat16): 2e-3, jnp.dtype(jnp.float32): 5e-4}
+
+
+@contextlib.contextmanager
+def store_warps() -> Iterator[None]:
+    """Wherever a warp of its own can store tiles, it does, whether or not it would pay."""
+
+    def can(config: GemmConfig, store: Store, *_: Any) -> bool:
+        return config.stores_by_tma and store.buffers > 0
+
+    with mock.patch.object(GemmConfig, "store_warp", can):
+        yield
 
 
 @functools.cache

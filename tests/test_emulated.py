@@ -84,6 +84,15 @@ def test_dense(config: Any, dtype: Any) -> None:
     p.check(d, c)
 
 
+STORE_WARPS = tuple((config, dtype) for config, dtype in DENSE if type(config) in (GemmConfig, Bf16GemmConfig))
+
+
+@pytest.mark.parametrize("config, dtype", [case for case in STORE_WARPS if case[0].stores_by_tma], ids=str)
+def test_dense_with_store_warps(config: Any, dtype: Any) -> None:
+    with helpers.store_warps():
+        test_dense(config, dtype)
+
+
 @pytest.mark.parametrize("config", [GemmConfig(192, 48), GemmConfig1d1d(128, 64, ahead=2)], ids=str)
 def test_tiles_that_lie_inside(config: GemmConfig) -> None:
     """Their scales are copied by 16 and 8 bytes, those of the last tiles by 4."""
@@ -107,6 +116,13 @@ M_GROUPED = (
 @pytest.mark.parametrize("config", M_GROUPED, ids=str)
 def test_m_grouped(config: GemmConfig, psum: bool) -> None:
     check_m_grouped(config, psum, seed=0)
+
+
+@pytest.mark.parametrize("psum", [False, True])
+@pytest.mark.parametrize("config", [*M_GROUPED[:2], GemmConfig(192, 48), GemmConfig(128, 96, ahead=2)], ids=str)
+def test_m_grouped_with_store_warps(config: GemmConfig, psum: bool) -> None:
+    with helpers.store_warps():
+        check_m_grouped(config, psum, seed=1)
 
 
 def check_m_grouped(config: GemmConfig, psum: bool, seed: int, changes: Any = ()) -> None:
@@ -345,29 +361,52 @@ RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"
 ASKS = """\
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                u32 boxes ="""
+                if constexpr (Walk::"""
+SCALES = "        pass_turn(group);\n        wait_scales();\n"
 FAULTS = {
     "a stage is given back before it is read": (
         ("common/fp8_gemm.cuh", f"wgmma_pin(product[j.value]);\n            {RELEASE}", "wgmma_pin(product[j.value]);"),
-        ("common/fp8_gemm.cuh", "        look_ahead();\n", "        look_ahead();\n        release_stage();\n"),
+        ("common/fp8_gemm.cuh", SCALES, f"{SCALES}        release_stage();\n"),
     ),
     "the producer waits for the wrong phase": (
         ("common/fp8_producer.cuh", f"shared.empty(pipe.stage).wait(pipe.phase ^ 1);\n{ASKS}", ASKS.lstrip()),
     ),
-    "nobody waits for scales": (("common/fp8_gemm.cuh", "        wait_scales();\n", ""),),
+    "nobody waits for scales": (("common/fp8_gemm.cuh", SCALES, "        pass_turn(group);\n"),),
     "boxes are written to while they are stored": (
-        ("common/gemm_epilogue.cuh", "            tma_store_wait_read<kBuffers / kRound - 1>();\n", ""),
+        ("common/gemm_epilogue.cuh", "            tma_store_wait_read<kSlots - 1>();\n", ""),
+    ),
+}
+FAULTS_OF_STORE_WARPS = {
+    "boxes are written to while they are stored": (
+        ("common/store_warp.cuh", "            shared.unstaged(group, slot).wait(turns.phase ^ 1);\n", ""),
+    ),
+    "boxes are stored before they are written": (
+        ("common/store_warp.cuh", "                shared.staged(group, turns.stage).wait(turns.phase);\n", ""),
+    ),
+    "boxes are given back before they are read": (
+        ("common/store_warp.cuh", "        tma_store_wait_read<0>();\n", ""),
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_emulation_finds_faults(name: str) -> None:
-    p = problem(300, 192, 1104)
+    p = problem(250, 192, 1104)
 
     def run(seed: int) -> None:
         with emulated(seed=seed, changes=FAULTS[name]):
             p.check(fp8_gemm_nt(p.a, p.b, config=GemmConfig(128, 64)))
+
+    assert found(run)
+
+
+@pytest.mark.parametrize("name", FAULTS_OF_STORE_WARPS)
+def test_the_emulation_finds_faults_of_store_warps(name: str) -> None:
+    p = problem(300, 384, 128)
+
+    def run(seed: int) -> None:
+        with helpers.store_warps(), emulated(seed=seed, changes=FAULTS_OF_STORE_WARPS[name]):
+            p.check(fp8_gemm_nt(p.a, p.b, config=GemmConfig(64, 64)))
 
     assert found(run)
 
