@@ -73,6 +73,14 @@ CASES: tuple[tuple[Any, int, Any], ...] = (
     (Bf16GemmConfig(64, 24, layout="tt", swap=True, split_k=2), 2, F32),
 )
 
+# The same with a warp that stores.
+STORE_WARP_CASES: tuple[tuple[Any, int, Any], ...] = (
+    (GemmConfig(128, 64, ahead=2), 2, BF16),
+    (GemmConfig(256, 48), 2, F32),
+    (GemmConfig(128, 112, cluster_rows=2), 2, BF16),
+    (Bf16GemmConfig(192, 176, layout="nn"), 2, BF16),
+)
+
 SKIP_HEAD_MID = (GemmConfig(128, 24, swap=True),)
 
 # Scales by turns: those whose `tile_scales` is True have UE8M0.
@@ -123,26 +131,22 @@ M_GROUPED_CASES = tuple(
 )
 
 
+STORE_WARP_M_GROUPED_CASES = (
+    (GemmConfig(256, 64), "ends"),
+    (GemmConfig(128, 64, cluster_columns=2), "index"),
+    (GemmConfig(128, 64, ahead=2), "masked"),
+    (Bf16GemmConfig(128, 48), "index"),
+)
+
+
 def main(*arguments: str) -> None:
     if "every-thread-arrives" in arguments:
         options = compiler._Job.options
         compiler._Job.options = lambda job: (*options(job), "-DEVERY_THREAD_ARRIVES")
-    for config, num_sms, dtype in CASES:
-        gemm: Any = fp8_gemm_nt
-        if isinstance(config, Bf16GemmConfig):
-            gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
-        elif isinstance(config, GemmConfig1d1d):
-            gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
-        else:
-            p = problem(77, 264, SHORT_K if isinstance(config, ResidentConfig) else 400)
-        c = p.c(dtype) if dtype == F32 else None
-        given = p.a, p.b, c
-        with set_target(TARGET), set_num_sms(num_sms):
-            run = native(
-                lambda a, b, c, gemm=gemm, dtype=dtype: gemm(a, b, c=c, out_dtype=dtype), *given, config=config
-            )
-        p.check(run(*given), c)
-        print(config, "is right", flush=True)
+    dense(CASES)
+    with helpers.store_warps():
+        dense(STORE_WARP_CASES)
+        with_groups_of_rows(STORE_WARP_M_GROUPED_CASES)
     for config in SKIP_HEAD_MID:
         with set_target(TARGET), set_num_sms(2):
             skip_head_mid.run_and_check((64, 8, 32), config, m=77, heads=3, k=272)
@@ -158,16 +162,35 @@ def main(*arguments: str) -> None:
     with_fp4_weights_of_groups(LARGE_M_GROUPED_FP4_CASES * large, FP4_TARGET)
     with_fp4_weights_of_groups(M_GROUPED_FP4_CASES, TARGET)
     with_groups_along_k(WHOLE_SIZES if "every-thread-arrives" in arguments else K_GROUPED_SIZES)
-    with_groups_of_rows()
+    with_groups_of_rows(M_GROUPED_CASES)
 
 
-def with_groups_of_rows() -> None:
+def dense(cases: tuple[tuple[Any, int, Any], ...]) -> None:
+    for config, num_sms, dtype in cases:
+        gemm: Any = fp8_gemm_nt
+        if isinstance(config, Bf16GemmConfig):
+            gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
+        elif isinstance(config, GemmConfig1d1d):
+            gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
+        else:
+            p = problem(77, 264, SHORT_K if isinstance(config, ResidentConfig) else 400)
+        c = p.c(dtype) if dtype == F32 else None
+        given = p.a, p.b, c
+        with set_target(TARGET), set_num_sms(num_sms):
+            run = native(
+                lambda a, b, c, gemm=gemm, dtype=dtype: gemm(a, b, c=c, out_dtype=dtype), *given, config=config
+            )
+        p.check(run(*given), c)
+        print(config, "is right", flush=True)
+
+
+def with_groups_of_rows(cases: tuple[tuple[Any, str], ...]) -> None:
     m, groups, n, k = 132, 4, 136, 272
     a, b = m_grouped.operands(m, n, k, groups)
     values = m_grouped.dequantised(a, b)
     plain_a, plain_b = (jnp.asarray(x, BF16) for x in values)
     plain_values = [np.asarray(x, np.float64) for x in (plain_a, plain_b)]
-    for config, form in M_GROUPED_CASES:
+    for config, form in cases:
         plain, order = isinstance(config, Bf16GemmConfig), getattr(config, "layout", "nt")
         x, w = (plain_a, plain_b.swapaxes(1, 2) if order == "nn" else plain_b) if plain else (a, b)
         rows, weights = plain_values if plain else values

@@ -22,6 +22,8 @@ from tests.gpu.sanitized import (
     M_GROUPED_CASES,
     M_GROUPED_FP4_CASES,
     SKIP_HEAD_MID,
+    STORE_WARP_CASES,
+    STORE_WARP_M_GROUPED_CASES,
 )
 
 pytestmark = pytest.mark.gpu
@@ -93,5 +95,6 @@ def test_tool_finds_nothing(tool, reports):
     assert status == 0, f"{said[:4000]}\n...\n{text[-4000:]}"
     grouped = len(K_GROUPED_CASES) * len(K_GROUPED_SIZES) + len(M_GROUPED_CASES) + len(M_GROUPED_FP4_CASES)
     large = (len(LARGE_FP4_CASES) + len(LARGE_M_GROUPED_FP4_CASES)) * (tool == "memcheck")
-    wanted = len(CASES) + len(SKIP_HEAD_MID) + 2 + len(FP4_CASES) + large + grouped
+    apart = len(STORE_WARP_CASES) + len(STORE_WARP_M_GROUPED_CASES)
+    wanted = len(CASES) + apart + len(SKIP_HEAD_MID) + 2 + len(FP4_CASES) + large + grouped
     assert text.count(" right") == wanted, text[-8000:]
