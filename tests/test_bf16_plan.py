@@ -183,5 +183,5 @@ def test_shared_memory_is_what_the_kernel_lays_out() -> None:
     assert len(expected) > 200
     compile_layouts(
         expected,
-        lambda _, config: f"SharedLayout<{config}, PlainBf16<{config}>>::kBarriers + (2 * {config}::kStages + 2) * 8",
+        lambda _, config: f"SharedLayout<{config}, PlainBf16<{config}>>::kBarriersEnd",
     )

@@ -126,5 +126,5 @@ def test_shared_memory_is_what_the_kernel_lays_out(kind: str) -> None:
     operands = "PlainBf16" if kind == "bf16" else "Fp8ByRows"
     compile_layouts(
         expected,
-        lambda _, config: f"SharedLayout<{config}, {operands}<{config}>>::kBarriers + (3 * {config}::kStages + 2) * 8",
+        lambda _, config: f"SharedLayout<{config}, {operands}<{config}>>::kBarriersEnd",
     )

@@ -223,7 +223,7 @@ def layouts() -> dict[Kernel, int]:
 
 def end_of_layout(kernel: Kernel, config: str) -> str:
     operands = "Fp8ByRows" if kernel.stem == "sm90_fp8_gemm_1d1d" else "ScaledFp8"
-    return f"SharedLayout<{config}, {operands}<{config}>>::kBarriers + (3 * {config}::kStages + 2) * 8"
+    return f"SharedLayout<{config}, {operands}<{config}>>::kBarriersEnd"
 
 
 def test_shared_memory_is_what_the_kernel_lays_out() -> None:

@@ -115,7 +115,8 @@ struct SharedLayout {
     static constexpr u32 kBarriers = kScales + kBlocks * kScalesBytes;
     static constexpr bool kThree = Operands::kScaleN > 0 || requires { Config::kKGrouped; };  // barriers a stage
     static constexpr u32 kStoresFrom = (kThree ? 3 : 2) * Config::kStages + 2;                 // of the barriers
-    static constexpr u32 kEnd = align_up(kBarriers + 8 * (kStoresFrom + kStoreBarriers), 16);
+    static constexpr u32 kBarriersEnd = kBarriers + 8 * (kStoresFrom + kStoreBarriers);
+    static constexpr u32 kEnd = align_up(kBarriersEnd, 16);
 };
 
 template <class Config, class Operands = ScaledFp8<Config>>
