@@ -7,6 +7,7 @@ the best of those measured, on average.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ SWAP_US = 0.33  # more where it is stored transposed
 SPLIT_US = 4.2  # the partial tiles' exchange ...
 SPLIT_STORE_US = 3.5  # ... for a tile of 128 x 128 ...
 SPLIT_PEER_US = 0.02  # ... and for each CTA of the cluster
+APART = 0.99  # of the time that the model says, where a warp of its own stores tiles that are staged whole
 OVERLAP = 4.3  # of work and memory traffic: the exponent of their sum
 
 
@@ -37,9 +39,21 @@ def bf16_gemm(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int,
 
 def ranked(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[Bf16GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
+
+    def price(c: Bf16GemmConfig) -> tuple[float, int]:
+        store = c.store(out_bytes, smem_bytes)
+        whole = store.buffers * store.atom_bytes == c.columns * out_bytes * c.waves
+        apart = whole and c.store_warp(store, m, n, 1, num_sms)
+        # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
+        return estimate_us(c, m, n, k, out_bytes, num_sms, smem_bytes, apart=apart), -c.stage_blocks
+
+    def settled(c: Bf16GemmConfig) -> Bf16GemmConfig:
+        """Beside a warp that stores it no longer pays to be eager."""
+        apart = c.store_warp(c.store(out_bytes, smem_bytes), m, n, 1, num_sms)
+        return dataclasses.replace(c, eager=c.eager and not apart)
+
     fitting = (c for c in candidates(layout, m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= least_stages(c))
-    # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
-    return sorted(fitting, key=lambda c: (estimate_us(c, m, n, k, out_bytes, num_sms, smem_bytes), -c.stage_blocks))
+    return sorted(map(settled, fitting), key=price)
 
 
 def least_stages(c: Bf16GemmConfig) -> int:
@@ -92,8 +106,10 @@ def _variants(
                 )
 
 
-def estimate_us(c: Bf16GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> float:
-    """The model's time in microseconds."""
+def estimate_us(
+    c: Bf16GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int, *, apart: bool = False
+) -> float:
+    """The model's time in microseconds. `apart`: whole tiles are staged, and stored by a warp of its own."""
     tiles = ceil_div(n if c.swap else m, c.rows) * ceil_div(m if c.swap else n, c.columns)
     waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
@@ -106,9 +122,9 @@ def estimate_us(c: Bf16GemmConfig, m: int, n: int, k: int, out_bytes: int, num_s
     arrive = LATENCY_US * steps / (c.stages(out_bytes, smem_bytes) - 1)  # one stage is with the tensor cores
     multiply = (tensor**8 + (loaded / SM_BYTES_PER_US) ** 8 + arrive**8) ** 0.125
     area = c.rows * c.columns / (128 * 128)
-    store = STORE_US * area + SWAP_US * c.swap
+    store = STORE_US * area * (not apart) + SWAP_US * c.swap
     if c.split_k > 1:
         store += SPLIT_US + SPLIT_STORE_US * area + SPLIT_PEER_US * c.split_k
     work = waves * (multiply + store)
     dram = DRAM_US + (2 * (m + n) * k + m * n * out_bytes) / DRAM_BYTES_PER_US
-    return LAUNCH_US + (work**OVERLAP + dram**OVERLAP) ** (1 / OVERLAP)
+    return LAUNCH_US + (work**OVERLAP + dram**OVERLAP) ** (1 / OVERLAP) * (APART if apart else 1)
