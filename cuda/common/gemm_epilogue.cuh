@@ -128,16 +128,25 @@ struct GemmEpilogue {
             stage_round<round.value>(boxes, sum, c, corner, at, group, lane, m, n);
             fence_async_proxy();
             __syncwarp();
-            unrolled<kCount>([&](auto i) {
-                const u8* const box = boxes + i.value * Layout::kAtomBytes;
-                const u32 row = corner.row + row_of(round.value, i.value) + group * 64 + warp * 16;
-                const u32 column = corner.column + column_of(round.value, i.value);
-                if (!rows.whole(row)) {
-                    rows.template store_box<Config::kStoreAtomBytes>(box, row, column, n, lane);
-                } else if (lane == 0) {
-                    send_box(corner, d_map, box, column, row);
-                }
-            });
+            const auto each = [&](auto f) {
+                unrolled<kCount>([&](auto i) {
+                    f(boxes + i.value * Layout::kAtomBytes,
+                      corner.row + row_of(round.value, i.value) + group * 64 + warp * 16,
+                      corner.column + column_of(round.value, i.value));
+                });
+            };
+            const auto send = [&](const u8* box, u32 row, u32 column) { send_box(corner, d_map, box, column, row); };
+            if constexpr (Rows::kAll) {
+                if (lane == 0) each(send);
+            } else {
+                each([&](const u8* box, u32 row, u32 column) {
+                    if (!rows.whole(row)) {
+                        rows.template store_box<Config::kStoreAtomBytes>(box, row, column, n, lane);
+                    } else if (lane == 0) {
+                        send(box, row, column);
+                    }
+                });
+            }
             if (lane == 0) tma_store_commit();
         });
     }

@@ -9,8 +9,6 @@ struct AllRows {
     static __device__ __forceinline__ u32 bound(u32 m) { return m; }
     static __device__ __forceinline__ bool has(u32) { return true; }
     static __device__ __forceinline__ bool whole(u32) { return true; }
-    template <u32 kRowBytes>
-    static __device__ __forceinline__ void store_box(const u8*, u32, u32, u32, u32) {}
 };
 
 // Those of one group, which ends before row `end` of D. kIndexed: where its rows do not lie in one piece, `index` tells
