@@ -49,6 +49,7 @@ struct Fp8Gemm {
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
     static_assert(Config::kClusterRows == 1 || Config::kClusterColumns == 1, "a cluster shares one operand");
     static_assert(kCluster == 1 || kSplitK == 1, "a cluster shares operands or splits K, not both");
+    static_assert(!Config::kRings || (kStageBlocks == 1 && Config::kAhead == 0), "a ring is so many blocks of K");
 
     // ---- math -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +104,7 @@ struct Fp8Gemm {
 
     // Where tiles end inside and others store them, the math warps need not know where a tile is.
     static constexpr bool kTold = Walk::kEndsInside && Layout::kStoreWarp;
+    static_assert(!kTold || (!Config::kHasC && !Columns::kFills), "C and free columns are found by the corner");
 
     // Of tile `index`: what the producer says if kTold, and `corner` is not known then.
     template <class Corner>

@@ -135,7 +135,7 @@ struct SharedMemory {
     __device__ __forceinline__ float* scales_b(u32 block) const { return scales_a(block) + Layout::kTileM; }
     // Of the tile whose first stage it is.
     __device__ __forceinline__ TileNote& note(u32 s) const {
-        static_assert(Layout::kTellsTiles, "there is room for it");
+        static_assert(Layout::kTellsTiles && Layout::kScalesB <= 3, "there is room for it");
         return *reinterpret_cast<TileNote*>(scales_b(s * Config::kStageBlocks) + Layout::kScalesB);
     }
     __device__ __forceinline__ Barrier* barriers() const {

@@ -92,7 +92,6 @@ struct Sm90Bf16Gemm {
         const bool elected = elect_one();
         Walk walk(shared, m, n, k);
         Pipeline pipe, landing;
-        typename Stores::Turns turns;
         u32 tile_phase = 0;
         for (u32 index = walk.first; index < walk.count(); index += walk.step, tile_phase ^= 1) {
             const Tile corner = walk.corner(index);
