@@ -21,6 +21,7 @@ from jax_deepgemm import (
     fp8_gemm_tn,
     fp8_gemm_tt,
 )
+from jax_deepgemm.heuristics import sm90
 from jax_deepgemm.heuristics.gemm_config import GemmConfig, Store
 
 BLOCKS, ROWS = ((1, 128), (128, 128)), ((1, 128), (1, 128))  # the recipes, by what of `b` shares a scale
@@ -34,10 +35,10 @@ BOUNDS = {jnp.dtype(jnp.bfloat16): 2e-3, jnp.dtype(jnp.float32): 5e-4}
 def store_warps() -> Iterator[None]:
     """Wherever a warp of its own can store tiles, it does, whether or not it would pay."""
 
-    def can(config: GemmConfig, store: Store, *_: Any) -> bool:
+    def can(config: GemmConfig, store: Store, *_: Any, **__: Any) -> bool:
         return config.stores_by_tma and store.buffers > 0
 
-    with mock.patch.object(GemmConfig, "store_warp", can):
+    with mock.patch.object(sm90, "store_warp", can):
         yield
 
 

@@ -41,8 +41,9 @@ from tests import bf16, fp4, helpers, k_grouped, m_grouped, moe
 from tests.bf16 import GEMMS
 from tests.emulator import SMALL, emulated
 from tests.emulator.emulate import EmulationError
-from tests.gpu import bf16_problems, casts
+from tests.gpu import casts
 from tests.gpu.problems import problem
+from tests.gpu.small import small
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 ROOMY = dataclasses.replace(SMALL, smem_bytes=230_000)  # as much shared memory as a Hopper processor has
@@ -69,13 +70,7 @@ DENSE = (
 
 @pytest.mark.parametrize("config, dtype", DENSE, ids=str)
 def test_dense(config: Any, dtype: Any) -> None:
-    gemm: Any = fp8_gemm_nt
-    if isinstance(config, Bf16GemmConfig):
-        gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
-    elif isinstance(config, GemmConfig1d1d):
-        gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
-    else:
-        p = problem(77, 264, 208 if isinstance(config, ResidentConfig) else 400)
+    gemm, p = small(config)
     c = p.c(dtype) if dtype == F32 else None
     target = dataclasses.replace(SMALL, num_sms=max(2, config.cluster if isinstance(config, GemmConfig) else 1))
     with emulated(target=target) as kernels:
@@ -361,7 +356,7 @@ RELEASE = "if (j.value == kCount - 1 && !Scaling::kReadsLate) release_stage();"
 ASKS = """\
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                if constexpr (Walk::"""
+                if constexpr (kTells)"""
 SCALES = "        pass_turn(group);\n        wait_scales();\n"
 FAULTS = {
     "a stage is given back before it is read": (
@@ -378,10 +373,10 @@ FAULTS = {
 }
 FAULTS_OF_STORE_WARPS = {
     "boxes are written to while they are stored": (
-        ("common/store_warp.cuh", "            shared.unstaged(group, slot).wait(turns.phase ^ 1);\n", ""),
+        ("common/store_warp.cuh", "            unstaged(shared, group, slot).wait(turns.phase ^ 1);\n", ""),
     ),
     "boxes are stored before they are written": (
-        ("common/store_warp.cuh", "                shared.staged(group, turns.stage).wait(turns.phase);\n", ""),
+        ("common/store_warp.cuh", "                staged(shared, group, turns.stage).wait(turns.phase);\n", ""),
     ),
     "boxes are given back before they are read": (
         ("common/store_warp.cuh", "        tma_store_wait_read<0>();\n", ""),

@@ -5,8 +5,8 @@
 //
 // Two producer warps fill a ring of stages of kStageBlocks x 128 of K, tiles by TMA and scales by cp.async; kMathGroups
 // warpgroups multiply, and every 128 of K add the scaled product to FP32 registers, since the tensor cores keep few
-// mantissa bits. With kStoreWarp another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1)
-// or split K among them (kSplitK > 1).
+// mantissa bits. With kStoreWarp another warp stores what they have staged. CTAs of a cluster either share one operand's
+// tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK > 1).
 //
 // What a kernel's recipe of scales decides is its `Scaling`: `Source`, one lane's copies into a stage, and `Scales`,
 // which a math thread reads from it and promotes by; kReadsLate, if promoting reads the stage too.
@@ -102,8 +102,7 @@ struct Fp8Gemm {
         if (group == 0) wait_turn(group);
     }
 
-    // Where tiles end inside and others store them, the math warps need not know where a tile is.
-    static constexpr bool kTold = Walk::kEndsInside && Layout::kStoreWarp;
+    static constexpr bool kTold = Producer::kTells;
     static_assert(!kTold || (!Config::kHasC && !Columns::kFills), "C and free columns are found by the corner");
 
     // Of tile `index`: what the producer says if kTold, and `corner` is not known then.
@@ -149,7 +148,8 @@ struct Fp8Gemm {
         pass_turn(group);
         wait_scales();
 #pragma unroll
-        for (u32 j = 0; j < kCount; ++j) scales[j].read(shared, block + j, row + at.row, at.column, Config::kSwap ? row : 0, shift);
+        for (u32 j = 0; j < kCount; ++j)
+            scales[j].read(shared, block + j, row + at.row, at.column, Config::kSwap ? row : 0, shift);
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
@@ -243,11 +243,9 @@ struct Fp8Gemm {
                 output.postpone(pipe);
                 output.finish(shared, sum, d_map, corner, group, warp, lane);
                 output.settle(shared, lane);
-            } else if constexpr (Layout::kStoreWarp) {
-                Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
             } else if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
-                                       walk.rows(d));
+                Stores::put(shared, turns, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                            walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));
@@ -300,12 +298,7 @@ struct Fp8Gemm {
             if constexpr (kGroups > 1) registers_decrease<kFew ? 32 : 40>();  // one has registers enough
             if (whole_warp(warp == kMathWarps)) Producer::load_tiles(shared, rows_map, columns_map, c_map, m, n, k);
             if (whole_warp(warp == kMathWarps + 1)) Producer::load_scales(shared, scales_a, scales_b, m, n, k);
-            if constexpr (Layout::kStoreWarp) {
-                if (whole_warp(warp == kMathWarps + 2)) Stores::template run<Walk>(shared, d_map, d, m, n, k);
-                if (warp == kMathWarps + 3) Walk::template fill_up<1>(shared, d, m, n, 0);
-            } else {
-                if (warp >= kMathWarps + 2) Walk::template fill_up<2>(shared, d, m, n, warp - kMathWarps - 2);
-            }
+            Stores::template serve<Walk>(shared, d_map, d, m, n, k, warp, kMathWarps + 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<(kGroups == 2 ? 232 : kFew ? 160 : 152)>();
             if constexpr (Config::kAhead > 0 && Operands::kScalesPitch > 0) {

@@ -16,6 +16,8 @@ struct Fp8Producer {
     using Pipeline = ::Pipeline<Config::kStages>;
     static constexpr u32 kStageBlocks = Config::kStageBlocks;
     static constexpr bool kSomeColumns = Walk::kColumnBox < Config::kColumns;  // only those that somebody needs
+    // Where tiles end inside and others store them, the math warps need not know where a tile is, but for this.
+    static constexpr bool kTells = Walk::kEndsInside && Layout::kStoreWarp;
     static constexpr u32 kBoxBytes = Walk::kColumnBox * kBlockK;
 
     // Loads one operand's tile; with kShare > 1 each CTA of the cluster fetches its share for all of them.
@@ -50,7 +52,7 @@ struct Fp8Producer {
                 shared.empty(pipe.stage).wait(pipe.phase ^ 1);
                 Barrier& full = shared.full(pipe.stage);
                 if (!elected) continue;
-                if constexpr (Walk::kEndsInside && Layout::kStoreWarp) {
+                if constexpr (kTells) {
                     if (i == 0)
                         shared.note(pipe.stage) = {static_cast<u16>(walk.rows_from(corner.row)),
                                                    static_cast<u16>(corner.column % kScaleBlock)};

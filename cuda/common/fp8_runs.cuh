@@ -79,12 +79,8 @@ struct Fp8Runs {
                 for (; left > 0; left -= left >= Config::kAhead ? Config::kAhead : 1)
                     Gemm::pass_by(shared, pipe, left >= Config::kAhead ? Config::kAhead : 1, group, lane);
             }
-            if constexpr (Layout::kStoreWarp) {
-                Gemm::Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
-            } else {
-                Gemm::Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
-                                             walk.rows(d));
-            }
+            Gemm::Stores::put(shared, turns, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                              walk.rows(d));
             Gemm::fill_columns(d, corner, m, n, thread);
         }
         Gemm::end_turns(group);

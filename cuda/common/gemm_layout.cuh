@@ -149,13 +149,6 @@ struct SharedMemory {
     // not yet as they should be.
     __device__ __forceinline__ Barrier& scales_full(u32 s) const { return barriers()[2 * Config::kStages + 2 + s]; }
     __device__ __forceinline__ Barrier& landed(u32 s) const { return scales_full(s); }
-    // Of a warpgroup's slot: its warps have staged what the slot has room for; that has been read.
-    __device__ __forceinline__ Barrier& staged(u32 group, u32 slot) const {
-        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot)];
-    }
-    __device__ __forceinline__ Barrier& unstaged(u32 group, u32 slot) const {
-        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot) + 1];
-    }
     __device__ __forceinline__ void* behind_barriers() const {
         return barriers() + Layout::kStoresFrom + Layout::kStoreBarriers;
     }

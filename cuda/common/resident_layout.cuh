@@ -54,11 +54,4 @@ struct ResidentMemory {
     __device__ __forceinline__ Barrier& scales_full(u32 turn) const {
         return barriers()[2 * (Config::kStages + Layout::kBlocks) + turn];
     }
-    // Of a warpgroup's slot: its warps have staged what the slot has room for; that has been read.
-    __device__ __forceinline__ Barrier& staged(u32 group, u32 slot) const {
-        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot)];
-    }
-    __device__ __forceinline__ Barrier& unstaged(u32 group, u32 slot) const {
-        return barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot) + 1];
-    }
 };

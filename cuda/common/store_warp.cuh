@@ -17,6 +17,14 @@ struct StoreWarp {
     using Turns = Pipeline<Rounds::kSlots>;  // of slots; both sides walk through the same tiles
     static constexpr u32 kGroups = Config::kMathGroups;
 
+    // Of a warpgroup's slot: its warps have staged what the slot has room for; that has been read.
+    static __device__ __forceinline__ Barrier& staged(const Shared& shared, u32 group, u32 slot) {
+        return shared.barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot)];
+    }
+    static __device__ __forceinline__ Barrier& unstaged(const Shared& shared, u32 group, u32 slot) {
+        return shared.barriers()[Layout::kStoresFrom + 2 * (group * kMostSlots + slot) + 1];
+    }
+
     // Where every tile begins with the first slot, the compiler is to know which a round has.
     static __device__ __forceinline__ u32 slot_of(const Turns& turns, u32 round) {
         return Rounds::kRounds % Rounds::kSlots == 0 ? round % Rounds::kSlots : turns.stage;
@@ -30,8 +38,8 @@ struct StoreWarp {
     // By the lanes of the warp that sets up barriers.
     static __device__ __forceinline__ void init(const Shared& shared, u32 lane) {
         if (lane >= kGroups * Rounds::kSlots) return;
-        shared.staged(lane / Rounds::kSlots, lane % Rounds::kSlots).init(4 * kWarpArrivals);
-        shared.unstaged(lane / Rounds::kSlots, lane % Rounds::kSlots).init(kWarpArrivals);
+        staged(shared, lane / Rounds::kSlots, lane % Rounds::kSlots).init(4 * kWarpArrivals);
+        unstaged(shared, lane / Rounds::kSlots, lane % Rounds::kSlots).init(kWarpArrivals);
     }
 
     // By the math warps. `corner`, and `c` if it is added here, are D's.
@@ -41,12 +49,39 @@ struct StoreWarp {
                                                  Corner corner, Fragment at, u32 group, u32 warp, u32 lane, u32 m, u32 n) {
         unrolled<Rounds::kRounds>([&](auto round) {
             const u32 slot = slot_of(turns, round.value);
-            shared.unstaged(group, slot).wait(turns.phase ^ 1);
+            unstaged(shared, group, slot).wait(turns.phase ^ 1);
             Epilogue::template stage_round<round.value>(boxes(shared, group, warp, slot), sum, c, corner, at,
                                                         kBeside ? 0 : group, lane, m, n);
-            arrive_warp(shared.staged(group, slot), lane);
+            arrive_warp(staged(shared, group, slot), lane);
             turns.advance();
         });
+    }
+
+    // By the math warps of a kernel that may have such a warp: the tile is staged, or stored where there is none. Only then
+    // are `rows` looked at, and `corner` where there is no C.
+    template <class Corner, class Rows>
+    static __device__ __forceinline__ void put(const Shared& shared, Turns& turns,
+                                               float (&sum)[Epilogue::kWaves][Epilogue::kAccumulators],
+                                               const TensorMap& d_map, const Out* c, Corner corner, Fragment at, u32 group,
+                                               u32 warp, u32 lane, u32 m, u32 n, Rows rows) {
+        if constexpr (Layout::kStoreWarp) {
+            stage(shared, turns, sum, c, corner, at, group, warp, lane, m, n);
+        } else {
+            Epilogue::store_by_tma(shared, sum, d_map, c, corner, at, group, warp, lane, m, n, rows);
+        }
+    }
+
+    // By the producers' warps: `first` and the one behind it load nothing. One stores, if tiles are handed over; rows of no
+    // tile are for the other, or for both.
+    template <class Walk>
+    static __device__ __forceinline__ void serve(const Shared& shared, const TensorMap& d_map, Out* d, u32 m, u32 n, u32 k,
+                                                 u32 warp, u32 first) {
+        if constexpr (Layout::kStoreWarp) {
+            if (whole_warp(warp == first)) run<Walk>(shared, d_map, d, m, n, k);
+            if (warp == first + 1) Walk::template fill_up<1>(shared, d, m, n, 0);
+        } else {
+            if (warp >= first) Walk::template fill_up<2>(shared, d, m, n, warp - first);
+        }
     }
 
     // By the warp that stores: what a warpgroup has staged in a round. The fence is for what others have written: it stands
@@ -89,9 +124,9 @@ struct StoreWarp {
         for (u32 round = 0; round < Rounds::kRounds; ++round, turns.advance()) {
 #pragma unroll 1
             for (u32 group = first; group < end; ++group) {
-                shared.staged(group, turns.stage).wait(turns.phase);
+                staged(shared, group, turns.stage).wait(turns.phase);
                 send(shared, d_map, corner, rows, round, group, turns.stage, n, lane);
-                arrive_warp(shared.unstaged(group, turns.stage), lane);
+                arrive_warp(unstaged(shared, group, turns.stage), lane);
             }
         }
     }

@@ -7,8 +7,8 @@
 // kMnColumns) is loaded as it lies in memory, in slabs of 64 elements of M or N by 64 of K, and wgmma reads it across.
 //
 // One producer warp fills a ring of stages of kStageBlocks x 64 of K by TMA; kMathGroups warpgroups multiply; with
-// kStoreWarp another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast (kClusterRows or kClusterColumns > 1) or split K among them
-// (kSplitK > 1).
+// kStoreWarp another warp stores what they have staged. CTAs of a cluster either share one operand's tile by multicast
+// (kClusterRows or kClusterColumns > 1) or split K among them (kSplitK > 1).
 #pragma once
 #include "common/barrier.cuh"
 #include "common/gemm_epilogue.cuh"
@@ -241,11 +241,9 @@ struct Sm90Bf16Gemm {
 #pragma unroll
             for (u32 w = 0; w < kWaves; ++w) wgmma_pin(sum[w]);
             if (!Config::kEager && (kSplitK == 1 || walk.k_blocks > 0)) release(shared, previous, lane);
-            if constexpr (Layout::kStoreWarp) {
-                Stores::stage(shared, turns, sum, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n);
-            } else if constexpr (Layout::kStoreByTma) {
-                Epilogue::store_by_tma(shared, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
-                                       walk.rows(d));
+            if constexpr (Layout::kStoreByTma) {
+                Stores::put(shared, turns, sum, d_map, result_of(corner, c, m, n), corner, at, group, warp, lane, m, n,
+                            walk.rows(d));
             } else {
                 Epilogue::store_by_split(shared, sum, c, d, corner, at, group, thread, kSplitK > 1 ? walk.rank : 0,
                                          tile_phase, m, n, walk.rows(d));
@@ -294,12 +292,7 @@ struct Sm90Bf16Gemm {
             if constexpr (kKGrouped) {
                 if (warp == kMathWarps + 1) clear_rows(shared, m, n, k, threadIdx.x % 32);
             }
-            if constexpr (Layout::kStoreWarp) {
-                if (whole_warp(warp == kMathWarps + 2)) Stores::template run<Walk>(shared, d_map, d, m, n, k);
-                if (warp == kMathWarps + 3) Walk::template fill_up<1>(shared, d, m, n, 0);
-            } else {
-                if (warp >= kMathWarps + 2) Walk::template fill_up<2>(shared, d, m, n, warp - kMathWarps - 2);
-            }
+            Stores::template serve<Walk>(shared, d_map, d, m, n, k, warp, kMathWarps + 2);
         } else {
             if constexpr (kGroups > 1) registers_increase<kGroups == 2 ? 232 : 160>();
             compute(shared, d_map, c, d, m, n, k);

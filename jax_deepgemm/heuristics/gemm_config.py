@@ -120,16 +120,6 @@ class GemmConfig:
         enough = min(self.enough_stages, max(stages))
         return next(s for s, n in zip(choices, stages, strict=True) if n >= enough)
 
-    def store_warp(self, store: Store, m: int, n: int, groups: int, num_sms: int, least_rows: int = 256) -> bool:
-        """Whether a warp of its own stores the tiles of `groups` results [m, n], so that the math warps need not wait.
-
-        A CTA's only tile would come later by it. One warp takes longer than all: too long for narrow boxes, and for the
-        rows that it must store one by one, which are many where groups have fewer than `least_rows`.
-        """
-        tiles = groups * ceil_div(m, self.tile_m) * ceil_div(n, self.tile_n)
-        wide = store.atom_bytes == 128 and store.buffers > 0
-        return self.stores_by_tma and wide and m >= least_rows and tiles > num_sms
-
     @property
     def enough_stages(self) -> int:
         """Beyond this shared memory serves the store better: a round of the store's ring costs some 400 cycles."""

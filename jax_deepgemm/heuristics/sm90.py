@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Iterator
 
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, Store, ceil_div
 
 # Clusters of a size that an H100 holds at once: its 132 processors come in groups of 16 and 18, some cut short.
 RESIDENT_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
@@ -32,6 +32,7 @@ MULTICAST_US = 1.0  # for CTAs that wait for each other
 RUN_BLOCKS = 32  # from which on runs of tiles of 64 x 128 were timed
 RUNS_OF_64 = 0.96  # what tiles of 64 x 128 in runs take of the model's time: loads have fewer gaps
 
+HANDED_OVER_ROWS = 256  # from which on tiles may be handed over to a warp that stores
 ALIKE = 1.005  # prices closer than this say nothing where weights are streamed
 LARGE_M, LARGE_ROWS, LARGE_COLUMNS = 256, 128, 96  # beyond which, and from which, tiles are large
 LARGE_BLOCK_US = {
@@ -148,6 +149,19 @@ def whole_rings(c: GemmConfig, m: int) -> bool:
     make up for more of it.
     """
     return _is_large(c.rows, c.columns, m) and c.stores_by_tma and not c.ahead and c.stage_blocks == 1
+
+
+def store_warp(
+    c: GemmConfig, store: Store, m: int, n: int, num_sms: int, *, groups: int = 1, least_rows: int = HANDED_OVER_ROWS
+) -> bool:
+    """Whether a warp of its own stores the tiles of `groups` results [m, n], so that the math warps need not wait.
+
+    A CTA's only tile would come later by it. One warp takes longer than all: too long for narrow boxes, and for the
+    rows that it must store one by one, which are many where groups have fewer than `least_rows`.
+    """
+    tiles = groups * ceil_div(m, c.tile_m) * ceil_div(n, c.tile_n)
+    wide = store.atom_bytes == 128 and store.buffers > 0
+    return c.stores_by_tma and wide and m >= least_rows and tiles > num_sms
 
 
 def _is_large(rows: int, columns: int, m: int) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+from jax_deepgemm.heuristics import sm90
 from jax_deepgemm.heuristics.bf16_config import BLOCK_K, SLAB, Bf16GemmConfig
 from jax_deepgemm.heuristics.sm90 import ceil_div, resident_clusters
 
@@ -39,21 +40,19 @@ def bf16_gemm(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int,
 
 def ranked(layout: str, m: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int) -> list[Bf16GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
-
-    def price(c: Bf16GemmConfig) -> tuple[float, int]:
+    priced = []
+    for c in candidates(layout, m, n, k, num_sms):
+        if c.stages(out_bytes, smem_bytes) < least_stages(c):
+            continue
         store = c.store(out_bytes, smem_bytes)
+        apart = sm90.store_warp(c, store, m, n, num_sms)
         whole = store.buffers * store.atom_bytes == c.columns * out_bytes * c.waves
-        apart = whole and c.store_warp(store, m, n, 1, num_sms)
+        if apart:  # beside a warp that stores it no longer pays
+            c = dataclasses.replace(c, eager=False)
+        us = estimate_us(c, m, n, k, out_bytes, num_sms, smem_bytes, apart=apart and whole)
         # Of equals, that with the longest stages: fewer barriers, longer runs of a row from memory.
-        return estimate_us(c, m, n, k, out_bytes, num_sms, smem_bytes, apart=apart), -c.stage_blocks
-
-    def settled(c: Bf16GemmConfig) -> Bf16GemmConfig:
-        """Beside a warp that stores it no longer pays to be eager."""
-        apart = c.store_warp(c.store(out_bytes, smem_bytes), m, n, 1, num_sms)
-        return dataclasses.replace(c, eager=c.eager and not apart)
-
-    fitting = (c for c in candidates(layout, m, n, k, num_sms) if c.stages(out_bytes, smem_bytes) >= least_stages(c))
-    return sorted(map(settled, fitting), key=price)
+        priced.append((us, -c.stage_blocks, c))
+    return [c for *_, c in sorted(priced, key=lambda x: x[:2])]
 
 
 def least_stages(c: Bf16GemmConfig) -> int:

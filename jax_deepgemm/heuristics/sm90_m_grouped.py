@@ -26,6 +26,8 @@ MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
 ONE_TILE = {128: 128, 192: 160, 256: 208}  # rows to expect of groups of which most take one tile of so many
 FEW_ROWS = 48  # on average, of groups of any size, beyond which too many would need a second small or swapped tile
 MANY_ROWS = 2048  # of a group, beyond which what a tile of 256 has beyond them is little
+# Of a group, from which on tiles are handed over to a warp that stores: of fewer, many must be stored one by one.
+HANDED_OVER_ROWS = {"fp8": 512, "bf16": 2048}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_deepgemm.heuristics import sm90_bf16
+from jax_deepgemm.heuristics import sm90, sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import BLOCK_K, SLAB, Bf16GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, grid_size, store_map, template
@@ -75,7 +75,7 @@ def launch(
     # A configuration may come from a smaller matrix: vmap folds a batch into M.
     rows_loaded = tile.rows_loaded if tile.rows_loaded >= (n if tile.swap else m) else tile.rows
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, m, out_bytes, has_c, tile.store_warp(store, m, n, 1, num_sms)),
+        *template(tile, stages, store, m, out_bytes, has_c, sm90.store_warp(tile, store, m, n, num_sms)),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", rows_loaded),

@@ -84,7 +84,7 @@ def launch(
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     store = tile.store(out_bytes, smem_bytes)
     by_row = isinstance(tile, GemmConfig1d1d)
-    store_warp = not by_row and tile.store_warp(store, m, n, 1, num_sms)
+    store_warp = not by_row and sm90.store_warp(tile, store, m, n, num_sms)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
         *template(tile, stages, store, m, out_bytes, has_c, store_warp),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jax_deepgemm.heuristics import sm90_m_grouped
+from jax_deepgemm.heuristics import sm90, sm90_m_grouped
 from jax_deepgemm.heuristics.bf16_config import BLOCK_K, SLAB, Bf16GemmConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.gemm_plan import store_map, template
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from jax_deepgemm.config import Config
     from jax_deepgemm.op import Shaped
     from jax_deepgemm.target import Target
-
-LEAST_ROWS_HANDED_OVER = 2048  # of a group, to a warp that stores: below, many must be stored one by one
 
 
 def plan(
@@ -64,7 +62,9 @@ def launch(tile: Bf16GemmConfig, problem: Problem, *, pdl: bool = False) -> Laun
             f"got {stages}"
         )
     store = tile.store(out_bytes, smem_bytes)
-    store_warp = tile.store_warp(store, problem.rows, n, groups, problem.num_sms, LEAST_ROWS_HANDED_OVER)
+    store_warp = sm90.store_warp(
+        tile, store, problem.rows, n, problem.num_sms, groups=groups, least_rows=sm90_m_grouped.HANDED_OVER_ROWS["bf16"]
+    )
     arguments: tuple[tuple[str, int | bool | str], ...] = (
         *template(tile, stages, store, problem.rows, out_bytes, False, store_warp),
         ("kMnRows", tile.mn_rows),

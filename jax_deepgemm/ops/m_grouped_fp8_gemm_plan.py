@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from jax_deepgemm.target import Target
 
 TOKEN_BOX = 32  # rows of A that are loaded at once where they are wgmma's columns
-LEAST_ROWS_HANDED_OVER = 512  # of a group, to a warp that stores: below, many must be stored one by one
 
 
 def plan(
@@ -52,7 +51,9 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
             f"{tile} must not share B and have room for two stages in {smem_bytes} bytes of shared memory, got {stages}"
         )
     store = tile.store(out_bytes, smem_bytes)
-    store_warp = tile.store_warp(store, problem.rows, n, groups, problem.num_sms, LEAST_ROWS_HANDED_OVER)
+    store_warp = sm90.store_warp(
+        tile, store, problem.rows, n, problem.num_sms, groups=groups, least_rows=sm90_m_grouped.HANDED_OVER_ROWS["fp8"]
+    )
     arguments: tuple[tuple[str, int | bool | str], ...] = (
         *template(tile, stages, store, problem.rows, out_bytes, False, store_warp),
         ("kScaleN", SCALE_BLOCK),

@@ -19,7 +19,6 @@ import jax_deepgemm
 from jax_deepgemm import compile as compiler
 from jax_deepgemm import (
     fp8_fp4_gemm_nt,
-    fp8_gemm_nt,
     k_grouped_bf16_gemm_tn_contiguous,
     k_grouped_cast_to_fp8,
     k_grouped_fp8_gemm_tn_contiguous,
@@ -36,18 +35,15 @@ from jax_deepgemm.heuristics.k_grouped_config import KGroupedBf16Config
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.target import H100, Target
 from tests import fp4, helpers, k_grouped, m_grouped
-from tests.bf16 import GEMMS
-from tests.gpu import bf16_problems, casts, moe_cases, skip_head_mid
+from tests.gpu import casts, moe_cases, skip_head_mid
 from tests.gpu.native import native
-from tests.gpu.problems import problem
+from tests.gpu.small import small
 from tests.helpers import assert_close
 
 # Rings of few stages go round often, and leave shared memory to the tool.
 TARGET = dataclasses.replace(H100, smem_bytes=128 * 1024)
 # What the largest tile with FP4 weights takes. Only memcheck has so much left.
 FP4_TARGET = dataclasses.replace(H100, smem_bytes=160 * 1024)
-
-SHORT_K = 208  # of which a panel fits
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -167,13 +163,7 @@ def main(*arguments: str) -> None:
 
 def dense(cases: tuple[tuple[Any, int, Any], ...]) -> None:
     for config, num_sms, dtype in cases:
-        gemm: Any = fp8_gemm_nt
-        if isinstance(config, Bf16GemmConfig):
-            gemm, p = GEMMS[config.layout], bf16_problems.problem(config.layout, 80, 264, 328)
-        elif isinstance(config, GemmConfig1d1d):
-            gemm, p = functools.partial(fp8_gemm_nt, recipe=helpers.ROWS), problem(77, 264, 400, recipe=helpers.ROWS)
-        else:
-            p = problem(77, 264, SHORT_K if isinstance(config, ResidentConfig) else 400)
+        gemm, p = small(config)
         c = p.c(dtype) if dtype == F32 else None
         given = p.a, p.b, c
         with set_target(TARGET), set_num_sms(num_sms):

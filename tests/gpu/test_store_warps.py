@@ -13,9 +13,10 @@ import pytest
 
 import jax_deepgemm as jd
 from jax_deepgemm import fp8_gemm_nt, set_num_sms
+from jax_deepgemm.heuristics import sm90
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
-from tests import helpers
+from tests import helpers, m_grouped
 from tests.bf16 import GEMMS
 from tests.gpu import bf16_problems, configurations, skip_head_mid, test_m_grouped
 from tests.gpu.configurations import name
@@ -32,7 +33,7 @@ M_GROUPED = tuple(c for c in test_m_grouped.CONFIGS if c.stores_by_tma)
 
 @contextlib.contextmanager
 def no_store_warps():
-    with mock.patch.object(GemmConfig, "store_warp", lambda *_: False):
+    with mock.patch.object(sm90, "store_warp", lambda *_, **__: False):
         yield
 
 
@@ -84,15 +85,15 @@ def test_m_grouped_sizes(config, psum, dtype):
     random = np.random.default_rng(0)
     sizes, rest = (5, 0, 77, 1, 129, 300, 2, 256), 30
     kind, order = test_m_grouped.kind_and_order(config)
-    index = test_m_grouped.m_grouped.index_of(sizes, rest)
+    index = m_grouped.index_of(sizes, rest)
     if not psum:
         index[100:300] = random.integers(-2, 10, 200)
     a, b, rows, weights = test_m_grouped.problem(kind, len(index), len(sizes), 584, 400)
-    layout = jnp.asarray(test_m_grouped.m_grouped.psum_of(sizes) if psum else index, jnp.int32)
+    layout = jnp.asarray(m_grouped.psum_of(sizes) if psum else index, jnp.int32)
     function = functools.partial(
         test_m_grouped.contiguous, kind, order=order, use_psum_layout=psum, config=config, out_dtype=dtype
     )
-    wanted = test_m_grouped.m_grouped.oracle(rows, weights, index)
+    wanted = m_grouped.oracle(rows, weights, index)
     for num_sms in (132, 4):
         with set_num_sms(num_sms):
             apart, together = both_ways(function, a, b, layout)
@@ -113,7 +114,7 @@ def test_masked(kind, masked_m):
 
     apart, together = (np.asarray(d) for d in both_ways(function, stacked, b, counts))
     inside = np.arange(400) < np.asarray(masked_m)[:, None]
-    wanted = test_m_grouped.m_grouped.masked_oracle(rows.reshape(4, 400, -1), weights, np.clip(masked_m, 0, 400))
+    wanted = m_grouped.masked_oracle(rows.reshape(4, 400, -1), weights, np.clip(masked_m, 0, 400))
     helpers.assert_close(apart[inside], wanted[inside])
     assert np.isnan(np.asarray(apart, np.float32)[~inside]).all()
     np.testing.assert_array_equal(apart[inside].view(np.uint16), together[inside].view(np.uint16))
