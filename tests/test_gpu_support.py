@@ -17,6 +17,7 @@ from jax_deepgemm.target import H100
 from tests.gpu import configurations, sanitized
 from tests.gpu.configurations import K, M, N
 from tests.gpu.problems import problem
+from tests.gpu.small import SHORT_K
 
 FAULTS = {
     "zeroed tile": lambda d: d.at[64:128, 8:16].set(0),
@@ -42,9 +43,9 @@ def test_configurations_make_launches(out_bytes):
     for config in configurations.ALL:
         assert config.stages(out_bytes, H100.smem_bytes) >= 2, config
         launch(config, M, N, K, out_bytes, H100.num_sms, H100.smem_bytes)
-    for config, num_sms, _ in sanitized.CASES:
+    for config, num_sms, _ in (*sanitized.CASES, *sanitized.STORE_WARP_CASES):
         if isinstance(config, ResidentConfig):
-            fp8_resident_plan.launch(config, M, N, sanitized.SHORT_K, out_bytes, num_sms, sanitized.TARGET.smem_bytes)
+            fp8_resident_plan.launch(config, M, N, SHORT_K, out_bytes, num_sms, sanitized.TARGET.smem_bytes)
             continue
         assert config.stages(out_bytes, sanitized.TARGET.smem_bytes) >= 2, config
         if not isinstance(config, Bf16GemmConfig):
