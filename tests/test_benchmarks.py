@@ -98,6 +98,19 @@ def test_steps_and_medians():
     assert timings == {"a": timing.Timing(11.0, 1, ("a0",)), "b": timing.Timing(6.0, 1, ("b0",))}
 
 
+@pytest.mark.parametrize(
+    ("spans", "busy"),
+    [
+        ([], 0),
+        ([(5, 3), (10, 2)], 5),  # what lies between does not count
+        ([(0, 10), (8, 7)], 15),  # nor does what two kernels have in common count twice
+        ([(8, 7), (0, 20), (19, 1)], 20),
+    ],
+)
+def test_busy_time(spans, busy):
+    assert timing.busy_ns([Event("kernel", start, duration) for start, duration in spans]) == busy
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_order_is_balanced(count):
     """Each function equally often behind each of the others, never behind itself, at least `reps` times."""
