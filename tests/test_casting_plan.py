@@ -12,7 +12,7 @@ import pytest
 
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
-from jax_deepgemm.ops.casting_plan import GRANULARITIES, MAX_EXTENT, plan
+from jax_deepgemm.ops.casting_plan import GRANULARITIES, MAX_EXTENT, cast_block, plan
 from jax_deepgemm.target import H100, Target
 from tests.cases import CASTS
 from tests.golden import Aval
@@ -48,8 +48,8 @@ def launch(
 GOLDEN = {
     ((8192, 7168), TOKEN, None): (256 * 56, 128, 8, 1),
     ((8192, 7168), BLOCK, None): (64 * 56, 512, 8, 1),
-    ((8192, 7168), None, CHANNEL): (64 * 56, 512, 8, 16),
-    ((8192, 7168), TOKEN, CHANNEL): (64 * 56, 512, 8, 16),
+    ((8192, 7168), None, CHANNEL): (64 * 56, 256, 8, 16),
+    ((8192, 7168), TOKEN, CHANNEL): (64 * 56, 256, 8, 16),
     ((1, 7168), TOKEN, None): (56, 128, 8, 1),
     ((128, 7168), TOKEN, None): (4 * 56, 128, 8, 1),
     ((128, 7168), (1, 32), None): (4 * 56, 128, 8, 1),
@@ -129,6 +129,6 @@ def kernels() -> list[Kernel]:
 def test_kernels_use_no_local_memory() -> None:
     def threads(kernel: Kernel) -> tuple[int, int]:
         template: Any = dict(kernel.template)
-        return template["kTileRows"] * 4 * template["kMinCtas"], 0
+        return cast_block(kernel.template)[0] * template["kMinCtas"], 0
 
     check_resources(kernels(), threads)

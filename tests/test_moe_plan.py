@@ -135,6 +135,6 @@ def kernels() -> list[Kernel]:
 def test_kernels_use_no_local_memory() -> None:
     def threads(kernel: Kernel) -> tuple[int, int]:
         template: Any = dict(kernel.template)
-        return template.get("kThreads") or template["kTileRows"] * 4 * template["kMinCtas"], 0
+        return template.get("kThreads") or casting_plan.cast_block(kernel.template)[0] * template["kMinCtas"], 0
 
     check_resources(kernels(), threads)

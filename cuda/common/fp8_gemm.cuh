@@ -132,11 +132,16 @@ struct Fp8Gemm {
         }
     }
 
+    // Whether the next stage's tiles are tested for while this one's products are under way: with scales of each column
+    // the path from a product to the next is long enough for that to pay.
+    static constexpr bool kLooksAhead = Operands::kScalesPitch > 0;
+    static_assert(!kLooksAhead || (kStageBlocks == 1 && !Config::kRings), "the next stage is another block of K");
+
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
-    template <u32 kCount, class Wait, class Release>
+    template <u32 kCount, class Wait, class Look, class Release>
     static __device__ __forceinline__ void step(const Shared& shared, float (&sum)[kAccumulators], u32 ring, u32 block,
                                                 u32 group, u32 row, Fragment at, u32 shift, Wait wait_scales,
-                                                Release release_stage) {
+                                                Look look_ahead, Release release_stage) {
         float product[kCount][kAccumulators];
         typename Scaling::Scales scales[kCount];
         wait_turn(group);
@@ -150,6 +155,7 @@ struct Fp8Gemm {
 #pragma unroll
         for (u32 j = 0; j < kCount; ++j)
             scales[j].read(shared, block + j, row + at.row, at.column, Config::kSwap ? row : 0, shift);
+        look_ahead();
         unrolled<kCount>([&](auto j) {
             wgmma_wait<kCount - 1 - j.value>();
             wgmma_pin(product[j.value]);
@@ -191,14 +197,24 @@ struct Fp8Gemm {
             // All of the tile's K. Without kAll only the first `used` waves are of use, and the warpgroup has time.
             const auto multiply_blocks = [&](auto all, u32 used) {
                 constexpr bool kAll = all.value != 0;
+                u32 left = walk.k_blocks;
+                bool landed = false;  // what this stage is to hold
                 const auto multiply_stage = [&](u32 stage, u32 count) {  // `count` blocks of K
                     const u32 first = stage * kStageBlocks;
-                    shared.full(stage).wait(pipe.phase);
+                    if (!kLooksAhead || !landed) shared.full(stage).wait(pipe.phase);
 #pragma unroll
                     for (u32 w = 0; w < kWaves; ++w) {
                         const u32 row = (w * kGroups + group) * 64;
                         const auto wait_scales = [&] {
                             if (w == 0) shared.scales_full(stage).wait(pipe.phase);
+                        };
+                        const auto look_ahead = [&] {
+                            if constexpr (kLooksAhead) {
+                                if (w != kWaves - 1) return;
+                                Pipeline next = pipe;
+                                next.advance();
+                                landed = left > 1 && shared.full(next.stage).passed(next.phase);
+                            }
                         };
                         const auto release_stage = [&] {
                             if (w == kWaves - 1) release(shared, stage, lane);
@@ -210,16 +226,15 @@ struct Fp8Gemm {
                             release_stage();
                         } else if (kStageBlocks == 1 || count == kStageBlocks) {
                             step<kStageBlocks>(shared, sum[w], ring, first, group, row, at, shift, wait_scales,
-                                               release_stage);
+                                               look_ahead, release_stage);
                         } else {
 #pragma unroll 1
                             for (u32 j = 0; j < count; ++j)
-                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {});
+                                step<1>(shared, sum[w], ring, first + j, group, row, at, shift, wait_scales, [] {}, [] {});
                             release_stage();
                         }
                     }
                 };
-                u32 left = walk.k_blocks;
 #pragma unroll 1
                 while (left > 0) {
                     if constexpr (kAll && Config::kRings) {

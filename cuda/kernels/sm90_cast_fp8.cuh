@@ -1,9 +1,9 @@
 // Quantises a matrix to FP8 (e4m3), one scale a block, in one pass over it: as it lies ("straight"), transposed
 // ("turned"), or both from one read.
 //
-// A CTA takes a tile of kTileRows x 128. A thread has 4 rows of 8 columns, a half-warp 4 rows of all 128: the largest
-// magnitudes of rows meet by shuffles, those of columns and of blocks of 128 x 128 through shared memory. What is
-// turned goes through shared memory, where four rows of a column are one word.
+// A CTA takes a tile of kTileRows x 128. A thread has 4 or 8 rows of 8 columns, a half-warp as many rows of all 128: the
+// largest magnitudes of rows meet by shuffles, those of columns and of blocks of 128 x 128 through shared memory. What
+// is turned goes through shared memory, where four rows of a column are one word.
 //
 // With `Config::kGated` x has twice the columns, and what is quantised is their SwiGLU: the first half gates the second.
 // With `Config::kBatched` x is a stack of matrices, one for each blockIdx.y, and scaled by blocks of 128 x 128.
@@ -20,8 +20,8 @@ struct Sm90CastFp8 {
     using Words = ::Words<In>;
     using BlockScale = ::BlockScale<Scale>;
     static constexpr u32 kTileRows = Config::kTileRows, kTileColumns = 128;
-    static constexpr u32 kThreads = kTileRows * 4, kWarps = kThreads / 32;
-    static constexpr u32 kRows = 4, kColumns = 8;  // of a thread
+    static constexpr u32 kRows = Config::kThreadRows, kColumns = 8;  // of a thread
+    static constexpr u32 kThreads = kTileRows / kRows * 16, kWarps = kThreads / 32;
     static constexpr u32 kWords = kColumns / Words::kElements;
     static constexpr u32 kLoad = Config::kLoad;               // elements of an access to x, which divide a row of it
     static constexpr u32 kStore = Config::kStore;             // bytes of an access to turned data, likewise
@@ -31,6 +31,7 @@ struct Sm90CastFp8 {
     static constexpr bool kGated = requires { requires Config::kGated; };
     static_assert(kLoad * sizeof(In) <= 16 && kStore <= 16, "an access is of at most 16 bytes");
     static_assert(kTileRows == 128 || (!kBlock && !kTurned), "what is scaled along columns takes 128 rows");
+    static_assert(kRows % 4 == 0, "four rows of a column are a word");
     static_assert(kLanes == 16 || kStraight, "only rows have other scales");
 
     struct alignas(16) Shared {
@@ -58,7 +59,7 @@ struct Sm90CastFp8 {
 
     const Problem& problem;
     Shared& shared;
-    const u32 row_tile, column_tile, lane, chunk, quad;
+    const u32 row_tile, column_tile, lane, chunk, strip;  // of a tile's kRows rows, a half-warp's
     const Rows rows;
     u32 words[kRows][kWords];
 
@@ -73,7 +74,7 @@ struct Sm90CastFp8 {
           column_tile(tile % ceil_div(problem.columns, kTileColumns)),
           lane(threadIdx.x % 32),
           chunk(lane % 16),
-          quad(threadIdx.x / 16),
+          strip(threadIdx.x / 16),
           rows(rows) {}
 
     // Element j of a thread's columns: accesses of a group of lanes are neighbours.
@@ -84,7 +85,7 @@ struct Sm90CastFp8 {
     // Where the maximum of a column is: without bank conflicts for the threads that have it as element j.
     static __device__ __forceinline__ u32 slot_of(u32 chunk, u32 j) { return j % 4 * 32 + j / 4 * 16 + chunk; }
 
-    __device__ __forceinline__ u32 row(u32 i) const { return rows.first + quad * 4 + i; }
+    __device__ __forceinline__ u32 row(u32 i) const { return rows.first + strip * kRows + i; }
     __device__ __forceinline__ u32 column(u32 j) const { return column_tile * kTileColumns + column_of(chunk, j); }
 
     __device__ __forceinline__ float value(u32 i, u32 j) const {
@@ -133,9 +134,9 @@ struct Sm90CastFp8 {
 
     __device__ __forceinline__ u32 row_amax(u32 i) const { return largest_magnitude<In>(words[i]); }
 
-    // Of the group's row `lane % 4`.
-    __device__ __forceinline__ BlockScale row_scale() const {
-        return scale_of(row_maximum<kLanes>([this](u32 i) { return row_amax(i); }, lane));
+    // Of the group's row `first + lane % 4`.
+    __device__ __forceinline__ BlockScale row_scale(u32 first) const {
+        return scale_of(row_maximum<kLanes>([this, first](u32 i) { return row_amax(first + i); }, lane));
     }
 
     __device__ __forceinline__ BlockScale block_scale() const {
@@ -185,15 +186,16 @@ struct Sm90CastFp8 {
 
     // ---- data -----------------------------------------------------------------------------------------------------
 
-    __device__ __forceinline__ void store_row(u32 i, float by) const {
+    // To `to`, which goes on to the next row: addresses that are kept from loading would take two registers a row.
+    __device__ __forceinline__ void store_row(u32 i, float by, u8*& to) const {
         const u32 bytes[2] = {pack_e4m3(value(i, 0) * by, value(i, 1) * by, value(i, 2) * by, value(i, 3) * by),
                               pack_e4m3(value(i, 4) * by, value(i, 5) * by, value(i, 6) * by, value(i, 7) * by)};
-        u8* const to = problem.straight + static_cast<u64>(row(i)) * problem.columns;
 #pragma unroll
         for (u32 j = 0; j < kColumns; j += kLoad) {
             if (row(i) < problem.rows && column(j) < problem.columns)
                 write_bytes<kLoad>(to + column(j), bytes + j / 4, j % 4);
         }
+        to += problem.columns;
     }
 
     // What has been made of the words is made anew: to keep it would take twice the registers.
@@ -211,8 +213,10 @@ struct Sm90CastFp8 {
     }
 
     __device__ __forceinline__ void turn(u32 j, float by) const {
-        shared.turned[turned_word(column_of(chunk, j), quad)] =
-            pack_e4m3(value(0, j) * by, value(1, j) * by, value(2, j) * by, value(3, j) * by);
+#pragma unroll
+        for (u32 i = 0; i < kRows; i += 4)
+            shared.turned[turned_word(column_of(chunk, j), (strip * kRows + i) / 4)] =
+                pack_e4m3(value(i, j) * by, value(i + 1, j) * by, value(i + 2, j) * by, value(i + 3, j) * by);
     }
 
     // Neighbouring lanes store neighbours, however narrow the accesses are.
@@ -232,6 +236,7 @@ struct Sm90CastFp8 {
 
     __device__ __forceinline__ void run() {
         load();
+        u8* to = problem.straight + static_cast<u64>(row(0)) * problem.columns;
         if constexpr (kBlock) {
             const BlockScale scale = block_scale();
             const u32 row_tiles = ceil_div(problem.rows, kTileRows), column_tiles = ceil_div(problem.columns, 128);
@@ -243,7 +248,7 @@ struct Sm90CastFp8 {
             }
             if constexpr (kStraight) {
 #pragma unroll
-                for (u32 i = 0; i < kRows; ++i) store_row(i, scale.reciprocal);
+                for (u32 i = 0; i < kRows; ++i) store_row(i, scale.reciprocal, to);
             }
             if constexpr (kTurned) {
                 if constexpr (kStraight) forget();
@@ -253,12 +258,17 @@ struct Sm90CastFp8 {
         } else {
             if constexpr (kTurned) publish_column_amax();
             if constexpr (kStraight) {
-                const BlockScale mine = row_scale();
-                const u32 group = column_tile * (16 / kLanes) + chunk / kLanes, first = lane / kLanes * kLanes;
-                if (lane % kLanes < 4 && row(lane % 4) < problem.rows && group * kLanes * 8 < problem.columns)
-                    problem.straight_scale[static_cast<u64>(group) * problem.rows + row(lane % 4)] = mine.stored;
+                const u32 group = column_tile * (16 / kLanes) + chunk / kLanes, leader = lane / kLanes * kLanes;
 #pragma unroll
-                for (u32 i = 0; i < kRows; ++i) store_row(i, __shfl_sync(0xffffffffu, mine.reciprocal, first + i));
+                for (u32 first = 0; first < kRows; first += 4) {
+                    const BlockScale found = row_scale(first);
+                    const u32 mine = row(first + lane % 4);
+                    if (lane % kLanes < 4 && mine < problem.rows && group * kLanes * 8 < problem.columns)
+                        problem.straight_scale[static_cast<u64>(group) * problem.rows + mine] = found.stored;
+#pragma unroll
+                    for (u32 i = 0; i < 4; ++i)
+                        store_row(first + i, __shfl_sync(0xffffffffu, found.reciprocal, leader + i), to);
+                }
             }
             if constexpr (kTurned) {
                 if constexpr (kStraight) forget();
@@ -277,7 +287,7 @@ struct Sm90CastFp8 {
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kTileRows * 4, Config::kMinCtas)
+__global__ void __launch_bounds__(Sm90CastFp8<Config>::kThreads, Config::kMinCtas)
     sm90_cast_fp8(const typename Config::In* x, u8* straight, typename Config::Scale* straight_scale, u8* turned,
                   typename Config::Scale* turned_scale, u32 rows, u32 columns, float smallest) {
     using Cast = Sm90CastFp8<Config>;

@@ -38,7 +38,7 @@ __device__ __forceinline__ Rows rows_of_block(const int* ks, u32 groups, u32 k, 
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kTileRows * 4, Config::kMinCtas)
+__global__ void __launch_bounds__(Sm90CastFp8<Config>::kThreads, Config::kMinCtas)
     sm90_k_grouped_cast_fp8(const typename Config::In* x, const int* ks, u8* data, typename Config::Scale* scale,
                             u32 groups, u32 k, u32 extent, u32 columns, float smallest) {
     using Cast = Sm90CastFp8<Config>;

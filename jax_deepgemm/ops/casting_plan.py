@@ -55,7 +55,7 @@ def plan(
     return Launch(
         kernel=Kernel("sm90_cast_fp8", template),
         grid=(grid, stacked[0] if stacked else 1, 1),
-        block=(tile_rows * 4, 1, 1),
+        block=cast_block(template),
         pdl=config.pdl,
         arguments=(
             Pointer(0),
@@ -73,29 +73,46 @@ def cast_template(
     """The template arguments, for `x` of `dtype` whose casts have as many rows and columns as `shape`."""
     rows, columns = shape
     scaled_by_block = (TILE, TILE) in (straight, turned)
+    load, store = access(columns, 16 // dtype.itemsize), access(rows, 16) if turned else 1
+    whole = (load, store) == (16 // dtype.itemsize, 16)
+    thread_rows, ctas = _thread_rows_and_ctas(dtype, straight, turned, whole)
     return (
         ("In", INPUTS[dtype.name]),
         ("Scale", "u8" if use_ue8m0 else "float"),
         ("kTileRows", TILE if scaled_by_block or turned else _ROWS),
-        ("kMinCtas", _resident_ctas(dtype, straight, turned)),
+        ("kThreadRows", thread_rows),
+        ("kMinCtas", ctas),
         ("kScaleColumns", straight[1] if straight else TILE),
         ("kBlock", scaled_by_block),
         ("kStraight", straight is not None),
         ("kTurned", turned is not None),
-        ("kLoad", access(columns, 16 // dtype.itemsize)),
-        ("kStore", access(rows, 16) if turned else 1),
+        ("kLoad", load),
+        ("kStore", store),
     )
 
 
-def _resident_ctas(dtype: np.dtype, straight: Block | None, turned: Block | None) -> int:
-    """CTAs that an SM is to hold at once, for which the compiler limits registers: what hides most of the latency
-    without a spill."""
-    if turned is None and straight != (TILE, TILE):
-        return 1  # of 128 threads: many, whatever the registers
+def cast_block(template: tuple[tuple[str, int | bool | str], ...]) -> tuple[int, int, int]:
+    """The threads of a CTA: a half-warp for as many rows of the tile as a thread has."""
+    sizes = dict(template)
+    return int(sizes["kTileRows"]) // int(sizes["kThreadRows"]) * 16, 1, 1
+
+
+def _thread_rows_and_ctas(
+    dtype: np.dtype, straight: Block | None, turned: Block | None, whole: bool
+) -> tuple[int, int]:
+    """Rows of a thread, and CTAs that an SM is to hold at once, for which the compiler limits registers: as many bytes
+    under way as can be without a spill.
+
+    whole: all accesses are of 16 bytes; narrower ones take more registers.
+    """
     wide = dtype.itemsize == 4
+    if turned is None and straight != (TILE, TILE):
+        return 4, 1  # of 128 threads: many, whatever the registers
+    if wide:
+        return 4, 1 if turned and straight == (1, TILE) else 2
     if straight is None and turned == (TILE, 1):
-        return 2 if wide else 4
-    return 1 if wide and straight == (1, TILE) else 2
+        return (8, 5) if whole else (4, 4)
+    return (8, 4) if whole and straight and turned else (4, 2)
 
 
 def access(extent: int, most: int) -> int:
@@ -115,7 +132,7 @@ def swiglu_plan(
     return Launch(
         kernel=Kernel("sm90_cast_fp8", template),
         grid=(grid, 1, 1),
-        block=(_ROWS * 4, 1, 1),
+        block=cast_block(template),
         pdl=config.pdl,
         arguments=(
             *map(Pointer, (0, 1, 2, 1, 2)),

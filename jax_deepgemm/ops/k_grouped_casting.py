@@ -16,7 +16,7 @@ from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
 from jax_deepgemm.op import Avals, Layouts, Op, Params
 from jax_deepgemm.ops import k_groups
 from jax_deepgemm.ops.casting import SMALLEST_AMAX, reference
-from jax_deepgemm.ops.casting_plan import MAX_EXTENT, TILE, cast_template
+from jax_deepgemm.ops.casting_plan import MAX_EXTENT, TILE, cast_block, cast_template
 from jax_deepgemm.ops.prefix import running_sum
 from jax_deepgemm.primitive import make
 from jax_deepgemm.target import Target
@@ -85,7 +85,7 @@ def _plan(avals: Avals, out_avals: Avals, params: Params, target: Target, config
     return Launch(
         kernel=Kernel("sm90_k_grouped_cast_fp8", template),
         grid=(grid, 1, 1),
-        block=(TILE * 4, 1, 1),
+        block=cast_block(template),
         pdl=config.pdl,
         arguments=(*map(Pointer, range(4)), *sizes, Scalar(SMALLEST_AMAX, "float32")),
     )
