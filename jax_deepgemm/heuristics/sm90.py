@@ -2,7 +2,8 @@
 
 The model is that of a persistent, latency- and bandwidth-bound kernel; its constants were fitted to the measured times
 of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times. Large
-tiles of many rows have a model of their own, of what a block of K and a tile's border take: fitted to 250 such pairs.
+tiles of many rows have a model of their own, of what a block of K and a tile's border take: fitted to 270 such pairs on
+an H200.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ HANDED_OVER_ROWS = 256  # from which on tiles may be handed over to a warp that 
 ALIKE = 1.005  # prices closer than this say nothing where weights are streamed
 LARGE_M, LARGE_ROWS, LARGE_COLUMNS = 256, 128, 96  # beyond which, and from which, tiles are large
 LARGE_BLOCK_US = {
-    (128, 0): (0.037, 0.00294),
-    (128, 2): (0.1, 0.0025),
-    (192, 0): (0.355, 0.00157),
-    (256, 0): (0.37, 0.00306),
+    (128, 0): (0.075, 0.00248),
+    (128, 2): (0.129, 0.0021),
+    (192, 0): (0.192, 0.00262),
+    (256, 0): (0.2955, 0.00334),
 }
 """A block of K, in microseconds, by rows and blocks in a run: for any tile, and for each column."""
-LARGE_BORDER_US = 0.72  # from the last product of a tile of 128 x 128 to the first of the next, BF16 out ...
-NARROW = {128: 1.0, 64: 1.15, 32: 1.9}  # ... times this, by the bytes of columns in a box of the store
-LARGE_LAUNCH_US = 2.2
-LARGE_BYTES_PER_US = 4.5e6
+LARGE_BORDER_US = 0.46  # from the last product of a tile of 128 x 128 to the first of the next, BF16 out ...
+NARROW = {128: 1.0, 64: 1.67, 32: 3.3}  # ... times this, by the bytes of columns in a box of the store
+LARGE_LAUNCH_US = 3.0
+LARGE_BYTES_PER_US = 3.63e6
 RUN_COLUMNS = (96, 112, 128, 144)  # of tiles that are worth running ahead in
 SHARED_M, SHARED_BLOCKS = 2048, 96  # from which on tiles of 256 x 128 may share A in pairs: less is read from L2 ...
 SHARED = 0.985  # ... and a block takes so much less: power, so the clock, is the limit there

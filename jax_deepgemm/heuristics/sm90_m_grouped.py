@@ -23,9 +23,13 @@ EXPECTED = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the mean
 UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
-ONE_TILE = {128: 128, 192: 160, 256: 208}  # rows to expect of groups of which most take one tile of so many
+# Rows to expect of groups, within 30 % of it, of which all but a few take one tile of so many.
+ONE_TILE = {128: 100, 192: 150, 256: 208}
 FEW_ROWS = 48  # on average, of groups of any size, beyond which too many would need a second small or swapped tile
-MANY_ROWS = 2048  # of a group, beyond which what a tile of 256 has beyond them is little
+SOME_ROWS = 80  # the same, beyond which tiles of 192 rows are better than tiles of 128
+MANY_ROWS = 1800  # of a group, beyond which what a tile of 256 has beyond them is little
+LEAST_N = 1024  # of one group, of what was measured with wide tiles
+PAIRED_K = 1280  # from which on the two column tiles of a pair gain by sharing A what they lose by waiting
 # Of a group, from which on tiles are handed over to a warp that stores: of fewer, many must be stored one by one.
 HANDED_OVER_ROWS = {"fp8": 512, "bf16": 2048}
 
@@ -44,8 +48,8 @@ def ranked(
     """All candidates for that problem, the cheapest first; never none."""
     sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
-    best = _measured(rows, expected)
-    if best is not None and best.stage_blocks * BLOCK_K <= k and best.cluster <= num_sms and best not in found:
+    best = _measured(rows, expected, n, k, num_sms, wide=out_bytes > 2)
+    if best is not None and max(best.stage_blocks, best.ahead) * BLOCK_K <= k and best not in found:
         found.append(best)
     fitting = _whole_groups([c for c in found if c.stages(out_bytes, smem_bytes) >= 3], rows, expected)
 
@@ -55,19 +59,28 @@ def ranked(
     return sorted(fitting, key=lambda c: (c != best, price(c), -c.stage_blocks))
 
 
-def _measured(rows: int, expected: bool) -> GemmConfig | None:
-    """What was fastest on an H200, of 24 rows and fewer on an H100, where the model does not see it."""
-    if rows > MANY_ROWS or (expected and ONE_TILE[192] < rows <= ONE_TILE[256]):
-        return GemmConfig(256, 128, cluster_columns=2)
-    if rows > 256 or (expected and ONE_TILE[128] < rows <= ONE_TILE[192]):
-        return GemmConfig(192, 128)
-    if rows > 128:
-        return GemmConfig(128, 128, ahead=2)
-    if expected and 16 < rows <= 24:
-        return GemmConfig(64, 32, swap=True, stage_blocks=4)
-    if not expected and 2 < rows <= 6:
-        return GemmConfig(128, 16, swap=True, stage_blocks=2)
-    return None
+def _measured(rows: int, expected: bool, n: int, k: int, num_sms: int, wide: bool) -> GemmConfig | None:
+    """What was fastest on an H200, of 6 rows and fewer on an H100, where the model does not see it.
+
+    wide: the result is of float32, for which tiles of 256 rows spill.
+    """
+    columns = ceil_div(n, 128)
+    paired = 2 if num_sms > 1 and k >= PAIRED_K and (columns % 2 == 0 or columns >= 8) else 1
+    if rows > MANY_ROWS and not wide:
+        return GemmConfig(256, 128, cluster_columns=paired)
+    if expected:
+        if ONE_TILE[192] < rows <= ONE_TILE[256] and not wide:
+            return GemmConfig(256, 128, cluster_columns=paired)
+        if rows > ONE_TILE[128]:
+            return GemmConfig(192, 128)
+        return GemmConfig(64, 32, swap=True, stage_blocks=4) if 16 < rows <= 24 else None
+    if rows > SOME_ROWS:
+        return GemmConfig(192, 128, cluster_columns=paired)
+    if rows > FEW_ROWS:
+        return GemmConfig(128, 192) if n >= LEAST_N else None
+    if rows > 6:
+        return GemmConfig(64, 128, ahead=2)
+    return GemmConfig(128, 16, swap=True, stage_blocks=2) if rows > 2 else None
 
 
 def _whole_groups(some: list[Tile], rows: int, expected: bool) -> list[Tile]:
@@ -95,6 +108,9 @@ def ranked_bf16(
         for c in sm90_bf16.candidates(layout, m, groups * n, k, num_sms):
             if c.swap or c.stage_blocks == 1:  # ptxas would serialise the others' products
                 found[dataclasses.replace(c, rows_loaded=0)] = None
+    best = _measured_bf16(layout, rows, expected, n)
+    if best is not None:
+        found[best] = None
     fitting = [c for c in found if c.stages(out_bytes, smem_bytes) >= sm90_bf16.least_stages(c)]
     fitting = _whole_groups(fitting, rows, expected)
 
@@ -102,7 +118,27 @@ def ranked_bf16(
         width = width_of(c, groups, n)
         return sum(sm90_bf16.estimate_us(c, m, width, k, out_bytes, num_sms, smem_bytes) for m in sizes)
 
-    return sorted(fitting, key=lambda c: (price(c), -c.stage_blocks))
+    return sorted(fitting, key=lambda c: (c != best, price(c), -c.stage_blocks))
+
+
+def _measured_bf16(layout: str, rows: int, expected: bool, n: int) -> Bf16GemmConfig | None:
+    """As `_measured`."""
+    eager = layout[1] == "t"
+    if n < LEAST_N:
+        return None
+    if expected:
+        if rows > 2 * ONE_TILE[256]:
+            return Bf16GemmConfig(192, 192, layout=layout, eager=eager)
+        if ONE_TILE[128] < rows <= ONE_TILE[192]:
+            return Bf16GemmConfig(192, 128, layout=layout, eager=eager)
+        if 16 < rows <= 24:
+            return Bf16GemmConfig(64, 32, swap=True, stage_blocks=2, layout=layout)
+        return Bf16GemmConfig(128, 128, layout=layout) if FEW_ROWS < rows <= ONE_TILE[128] else None
+    if FEW_ROWS < rows <= ONE_TILE[128]:
+        return Bf16GemmConfig(128, 128, layout=layout)
+    if 6 < rows <= FEW_ROWS:
+        return Bf16GemmConfig(64, 128, layout=layout)
+    return Bf16GemmConfig(128, 8, swap=True, layout=layout) if 2 < rows <= 6 else None
 
 
 def about(rows: int, expected: bool) -> list[int]:
