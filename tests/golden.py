@@ -42,14 +42,15 @@ def launch(
     target: Target = H100,
     config: Config | None = None,
     recipe: tuple[tuple[int, int], tuple[int, int]] = RECIPE,
+    tile: GemmConfig | None = None,
 ) -> Launch | None:
-    """The plan of `fp8_gemm_nt` for a case."""
+    """The plan of `fp8_gemm_nt` for a case; tile: instead of the heuristics' choice."""
     m, n, k = case.m, case.n, case.k
     blocks = -(-k // 128)
     d = Aval((m, n), np.dtype(case.out_dtype))
     shapes = ((m, k), (m, blocks), (n, k), (-(-n // recipe[1][0]), blocks))
     operands = [Aval(shape, np.dtype(dtype)) for shape, dtype in zip(shapes, ("uint8", "float32") * 2, strict=True)]
-    return plan(operands + [d] * has_c, [d], {"recipe": recipe}, target, config or Config())
+    return plan(operands + [d] * has_c, [d], {"recipe": recipe, "config": tile}, target, config or Config())
 
 
 def chosen(case: Gemm) -> GemmConfig | ResidentConfig:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import json
 import math
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from jax_deepgemm import nvrtc
+from jax_deepgemm import compile, nvrtc
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90, sm90_1d1d
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
@@ -21,6 +24,7 @@ from jax_deepgemm.ops.gemm_plan import MAX_EXTENT
 from jax_deepgemm.target import H100, Target
 from tests import golden, golden_1d1d
 from tests.cases import DENSE, EMPTY, Gemm
+from tests.gpu import configurations
 from tests.kernels import check_resources, compile_layouts
 
 # M and N of one row of 16 bytes, K of one TMA box or less, a million rows, a matrix far larger than the L2 cache.
@@ -197,6 +201,17 @@ def test_impossible_configurations_with_scales_by_rows_are_refused(fields: dict[
 
 def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
     check_resources(golden.kernels() + golden_1d1d.kernels(), threads_and_pool)
+
+
+def test_what_only_users_choose_compiles() -> None:
+    """Each kind of configuration that the tests on a GPU run."""
+    case = Gemm(configurations.M, configurations.N, configurations.K, "float32")
+    launches = [golden.launch(case, has_c=True, tile=tile) for tile in configurations.ALL]
+    launches += [golden_1d1d.launch(case, has_c=True, tile=tile) for tile in configurations.BY_ROWS]
+    kernels = list({x.kernel: None for x in launches if x is not None})
+    assert len(kernels) > 40
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
+        list(executor.map(functools.partial(compile.compile_kernel, arch=H100.arch), kernels))
 
 
 def threads_and_pool(kernel: Kernel) -> tuple[int, int]:

@@ -134,8 +134,8 @@ struct Fp8Gemm {
 
     // Whether the next stage's tiles are tested for while this one's products are under way: with scales of each column
     // the path from a product to the next is long enough for that to pay.
-    static constexpr bool kLooksAhead = Operands::kScalesPitch > 0;
-    static_assert(!kLooksAhead || (kStageBlocks == 1 && !Config::kRings), "the next stage is another block of K");
+    static constexpr bool kLooksAhead = Operands::kScalesPitch > 0 && kStageBlocks == 1;
+    static_assert(!kLooksAhead || !Config::kRings, "the next stage is the pipeline's, not the ring's");
 
     // kCount blocks of K, `block` the first: all products are under way before the first is waited for.
     template <u32 kCount, class Wait, class Look, class Release>

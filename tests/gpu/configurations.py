@@ -7,6 +7,7 @@ none.
 
 from __future__ import annotations
 
+from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from jax_deepgemm.heuristics.gemm_config import GemmConfig
 
 M, N, K = 300, 616, 1040
@@ -80,6 +81,33 @@ SWAP_IN_CLUSTERS = (
     GemmConfig(128, 48, swap=True, cluster_columns=4, stage_blocks=2),
 )
 ALL = (*PLAIN, *AHEAD, *SPLIT, *MULTICAST, *SWAP, *SWAP_IN_CLUSTERS)
+
+# With a scale for each row of both operands.
+BY_ROWS = (
+    GemmConfig1d1d(64, 16),
+    GemmConfig1d1d(64, 48, ahead=2),
+    GemmConfig1d1d(64, 96, stage_blocks=2),
+    GemmConfig1d1d(64, 192),
+    GemmConfig1d1d(128, 32, ahead=2),
+    GemmConfig1d1d(128, 48, stage_blocks=4),
+    GemmConfig1d1d(128, 112, ahead=2),
+    GemmConfig1d1d(128, 128),
+    GemmConfig1d1d(128, 128, ahead=2, group=1),
+    GemmConfig1d1d(128, 160),
+    GemmConfig1d1d(128, 192),
+    GemmConfig1d1d(64, 112, ahead=1),
+    GemmConfig1d1d(128, 128, ahead=1),
+    GemmConfig1d1d(128, 160, ahead=1),
+    GemmConfig1d1d(128, 128, ahead=4),
+    GemmConfig1d1d(256, 128, ahead=1),
+    GemmConfig1d1d(192, 96, ahead=1),
+    GemmConfig1d1d(256, 64),
+    GemmConfig1d1d(256, 128),
+    GemmConfig1d1d(64, 64, split_k=2),
+    GemmConfig1d1d(128, 144, split_k=3),
+    GemmConfig1d1d(128, 128, ahead=2, cluster_rows=2),
+    GemmConfig1d1d(128, 96, ahead=2, cluster_columns=2),
+)
 
 # One of each kind, for tests that need not see all.
 FEW = (

@@ -12,7 +12,7 @@ import pytest
 from jax_deepgemm import Quantized, fp8_gemm_nt, set_num_sms
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
 from tests.cases import ODD_K, ODD_M, ODD_N
-from tests.gpu.configurations import K, M, N, name
+from tests.gpu.configurations import BY_ROWS, K, M, N, name
 from tests.gpu.native import hlo, launches, native, poison
 from tests.gpu.problems import all_same, problem, same_bits
 from tests.helpers import ROWS
@@ -23,31 +23,6 @@ F32 = jnp.float32
 gemm = functools.partial(fp8_gemm_nt, recipe=ROWS)
 by_rows = functools.partial(problem, recipe=ROWS)
 
-CONFIGURATIONS = (
-    GemmConfig1d1d(64, 16),
-    GemmConfig1d1d(64, 48, ahead=2),
-    GemmConfig1d1d(64, 96, stage_blocks=2),
-    GemmConfig1d1d(64, 192),
-    GemmConfig1d1d(128, 32, ahead=2),
-    GemmConfig1d1d(128, 48, stage_blocks=4),
-    GemmConfig1d1d(128, 112, ahead=2),
-    GemmConfig1d1d(128, 128),
-    GemmConfig1d1d(128, 128, ahead=2, group=1),
-    GemmConfig1d1d(128, 160),
-    GemmConfig1d1d(128, 192),
-    GemmConfig1d1d(64, 112, ahead=1),
-    GemmConfig1d1d(128, 128, ahead=1),
-    GemmConfig1d1d(128, 160, ahead=1),
-    GemmConfig1d1d(128, 128, ahead=4),
-    GemmConfig1d1d(256, 128, ahead=1),
-    GemmConfig1d1d(192, 96, ahead=1),
-    GemmConfig1d1d(256, 64),
-    GemmConfig1d1d(256, 128),
-    GemmConfig1d1d(64, 64, split_k=2),
-    GemmConfig1d1d(128, 144, split_k=3),
-    GemmConfig1d1d(128, 128, ahead=2, cluster_rows=2),
-    GemmConfig1d1d(128, 96, ahead=2, cluster_columns=2),
-)
 FEW = (
     GemmConfig1d1d(64, 192),
     GemmConfig1d1d(128, 128, ahead=4),
@@ -63,7 +38,7 @@ def in_all_ways(a, b, c, wide):
     return gemm(a, b), gemm(a, b, c=c), gemm(a, b, out_dtype=F32), gemm(a, b, c=wide, out_dtype=F32)
 
 
-@pytest.mark.parametrize("config", CONFIGURATIONS, ids=name)
+@pytest.mark.parametrize("config", BY_ROWS, ids=name)
 def test_configuration(config):
     """With an SM for every tile; and with so few that each CTA walks many tiles, its barriers through many phases."""
     p = by_rows(M, N, K)
