@@ -104,6 +104,8 @@ M_GROUPED = (
     GemmConfig(128, 64, cluster_columns=2),
     GemmConfig(64, 16, swap=True),
     GemmConfig(64, 64, swap=True),
+    GemmConfig(192, 48, cluster_columns=2),
+    GemmConfig(64, 64, ahead=2),
 )
 
 
