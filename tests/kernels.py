@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jax_deepgemm import compile, nvrtc
 from jax_deepgemm.launch import Kernel
+from jax_deepgemm.ops.casting_plan import cast_block
 from jax_deepgemm.target import H100
 
 
@@ -33,6 +34,11 @@ def check_resources(kernels: Sequence[Kernel], threads_and_pool: Callable[[Kerne
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
         faults = [fault for found in executor.map(faults_of, kernels) for fault in found]
     assert not faults, "\n".join(faults)
+
+
+def threads_of_cast(kernel: Kernel) -> tuple[int, int]:
+    """`threads_and_pool` of a cast to FP8: the threads of all CTAs that an SM is to hold at once. No setmaxnreg."""
+    return cast_block(kernel.template)[0] * int(dict(kernel.template)["kMinCtas"]), 0
 
 
 def compile_layouts(expected: Mapping[Kernel, int], end: Callable[[Kernel, str], str]) -> None:

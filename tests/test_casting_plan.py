@@ -12,11 +12,11 @@ import pytest
 
 from jax_deepgemm.config import Config
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar
-from jax_deepgemm.ops.casting_plan import GRANULARITIES, MAX_EXTENT, cast_block, plan
+from jax_deepgemm.ops.casting_plan import GRANULARITIES, MAX_EXTENT, plan
 from jax_deepgemm.target import H100, Target
 from tests.cases import CASTS
 from tests.golden import Aval
-from tests.kernels import check_resources
+from tests.kernels import check_resources, threads_of_cast
 
 TOKEN, BLOCK, CHANNEL = (1, 128), (128, 128), (128, 1)
 DTYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32))
@@ -127,8 +127,4 @@ def kernels() -> list[Kernel]:
 
 
 def test_kernels_use_no_local_memory() -> None:
-    def threads(kernel: Kernel) -> tuple[int, int]:
-        template: Any = dict(kernel.template)
-        return cast_block(kernel.template)[0] * template["kMinCtas"], 0
-
-    check_resources(kernels(), threads)
+    check_resources(kernels(), threads_of_cast)

@@ -22,7 +22,7 @@ from jax_deepgemm.target import H100, Target
 from tests import golden_k_grouped as golden
 from tests.cases import KGrouped
 from tests.golden import Aval
-from tests.kernels import check_resources, compile_layouts
+from tests.kernels import check_resources, compile_layouts, threads_of_cast
 
 KINDS = pytest.mark.parametrize("kind", ["fp8", "bf16"])
 
@@ -108,8 +108,7 @@ def test_kernels_use_no_local_memory_and_all_their_registers() -> None:
 def test_kernels_of_the_cast_use_no_local_memory() -> None:
     dtypes = (ml_dtypes.bfloat16, np.float16, np.float32)
     launches = [cast(s, 3, d, u) for s, d, u in itertools.product(((1000, 520), (77, 33)), dtypes, (False, True))]
-    kernels = {x.kernel: x.block[0] for x in launches if x is not None}
-    check_resources(list(kernels), lambda kernel: (kernels[kernel] * int(dict(kernel.template)["kMinCtas"]), 0))
+    check_resources([x.kernel for x in launches if x is not None], threads_of_cast)
 
 
 @KINDS

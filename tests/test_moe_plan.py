@@ -14,7 +14,7 @@ from jax_deepgemm.launch import Kernel, Launch
 from jax_deepgemm.ops import casting_plan, moe_plan
 from jax_deepgemm.target import H100, Target
 from tests.golden import Aval
-from tests.kernels import check_resources
+from tests.kernels import check_resources, threads_of_cast
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 I32, FP8 = np.dtype(np.int32), np.dtype(ml_dtypes.float8_e4m3fn)
@@ -134,7 +134,7 @@ def kernels() -> list[Kernel]:
 
 def test_kernels_use_no_local_memory() -> None:
     def threads(kernel: Kernel) -> tuple[int, int]:
-        template: Any = dict(kernel.template)
-        return template.get("kThreads") or casting_plan.cast_block(kernel.template)[0] * template["kMinCtas"], 0
+        own = dict(kernel.template).get("kThreads")
+        return (int(own), 0) if own else threads_of_cast(kernel)
 
     check_resources(kernels(), threads)

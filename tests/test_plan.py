@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import json
 import math
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from jax_deepgemm import compile, nvrtc
+from jax_deepgemm import nvrtc
 from jax_deepgemm.config import Config
 from jax_deepgemm.heuristics import sm90, sm90_1d1d
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
@@ -210,8 +207,7 @@ def test_what_only_users_choose_compiles() -> None:
     launches += [golden_1d1d.launch(case, has_c=True, tile=tile) for tile in configurations.BY_ROWS]
     kernels = list({x.kernel: None for x in launches if x is not None})
     assert len(kernels) > 40
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
-        list(executor.map(functools.partial(compile.compile_kernel, arch=H100.arch), kernels))
+    check_resources(kernels, threads_and_pool)
 
 
 def threads_and_pool(kernel: Kernel) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 The model is that of a persistent, latency- and bandwidth-bound kernel; its constants were fitted to the measured times
 of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times. Large
-tiles of many rows have a model of their own, of what a block of K and a tile's border take: fitted to 270 such pairs on
+tiles of many rows have a model of their own, of what a block of K and a tile's border take: fitted to 320 such pairs on
 an H200.
 """
 

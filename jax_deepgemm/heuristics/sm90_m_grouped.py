@@ -28,7 +28,7 @@ ONE_TILE = {128: 100, 192: 150, 256: 208}
 FEW_ROWS = 48  # on average, of groups of any size, beyond which too many would need a second small or swapped tile
 SOME_ROWS = 80  # the same, beyond which tiles of 192 rows are better than tiles of 128
 MANY_ROWS = 1800  # of a group, beyond which what a tile of 256 has beyond them is little
-LEAST_N = 1024  # of one group, of what was measured with wide tiles
+LEAST_N = 1024  # of a group's columns, for what was measured in BF16 and with tiles of 192 columns
 PAIRED_K = 1280  # from which on the two column tiles of a pair gain by sharing A what they lose by waiting
 # Of a group, from which on tiles are handed over to a warp that stores: of fewer, many must be stored one by one.
 HANDED_OVER_ROWS = {"fp8": 512, "bf16": 2048}
@@ -122,7 +122,7 @@ def ranked_bf16(
 
 
 def _measured_bf16(layout: str, rows: int, expected: bool, n: int) -> Bf16GemmConfig | None:
-    """As `_measured`."""
+    """As `_measured`, all on an H200."""
     eager = layout[1] == "t"
     if n < LEAST_N:
         return None
@@ -134,11 +134,13 @@ def _measured_bf16(layout: str, rows: int, expected: bool, n: int) -> Bf16GemmCo
         if 16 < rows <= 24:
             return Bf16GemmConfig(64, 32, swap=True, stage_blocks=2, layout=layout)
         return Bf16GemmConfig(128, 128, layout=layout) if FEW_ROWS < rows <= ONE_TILE[128] else None
-    if FEW_ROWS < rows <= ONE_TILE[128]:
+    if rows > ONE_TILE[128]:
+        return None
+    if rows > FEW_ROWS:
         return Bf16GemmConfig(128, 128, layout=layout)
-    if 6 < rows <= FEW_ROWS:
+    if rows > 6:
         return Bf16GemmConfig(64, 128, layout=layout)
-    return Bf16GemmConfig(128, 8, swap=True, layout=layout) if 2 < rows <= 6 else None
+    return Bf16GemmConfig(128, 8, swap=True, layout=layout) if rows > 2 else None
 
 
 def about(rows: int, expected: bool) -> list[int]:

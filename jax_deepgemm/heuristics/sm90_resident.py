@@ -12,7 +12,8 @@ from jax_deepgemm.heuristics.resident_config import TILE_ROWS, ResidentConfig, g
 LEAST_M = 1024  # from which it was measured to pay: at 512 it is 5 % behind, at 1024 3 % ahead, at 4096 13 %
 LEAST_N = 2048
 
-# Fitted to N = 32768, K = 512 and M = 256 to 4096, within 4 %. What shorter K takes is a guess.
+# Fitted to N = 32768, K = 512 and M = 256 to 4096 on an H100, within 4 %; the launch to M = 1024 and 4096 on an H200.
+# What shorter K takes is a guess.
 LAUNCH_US = 1.0
 PANEL_US = 1.6  # a block of K of a panel of 256 columns, while all other CTAs load theirs
 BORDER_US = 0.22  # a tile of 64 x 256 ...
