@@ -1,9 +1,9 @@
 """Tile configurations of the GEMM kernels on Hopper: every candidate is priced by a model, the cheapest is taken.
 
 The model is that of a persistent, latency- and bandwidth-bound kernel; its constants were fitted to the measured times
-of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times. Large
-tiles of many rows have a model of their own, of what a block of K and a tile's border take: fitted to 320 such pairs on
-an H200.
+of some 5800 (shape, configuration) pairs on an H100, for the choice that they lead to more than for the times; what a
+split of K and runs of 64 rows take, to 2000 on an H200. Large tiles of many rows have a model of their own, of what a
+block of K and a tile's border take: fitted to 320 such pairs on an H200.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ SM_BYTES_PER_US = 75e3  # into one processor
 DRAM_BYTES_PER_US = 2.3e6
 LAUNCH_US = 3.5
 STORE_US = 2.2  # of a tile of 128 x 128
-SPLIT_US = 4.2  # the partial tiles' exchange ...
+SPLIT_US = 3.5  # the partial tiles' exchange ...
+SPLIT_SWAPPED_US = 0.7  # ... more with swapped operands ...
 SPLIT_STORE_US = 2.7  # ... for a tile of 128 x 128 ...
 SPLIT_PEER_US = 0.12  # ... and for each CTA of the cluster
 MULTICAST_US = 1.0  # for CTAs that wait for each other
 RUN_BLOCKS = 32  # from which on runs of tiles of 64 x 128 were timed
-RUNS_OF_64 = 0.96  # what tiles of 64 x 128 in runs take of the model's time: loads have fewer gaps
+RUNS_OF_64 = 0.88  # what tiles of 64 x 128 in runs take of the model's time: loads have fewer gaps
 
 HANDED_OVER_ROWS = 256  # from which on tiles may be handed over to a warp that stores
 ALIKE = 1.005  # prices closer than this say nothing where weights are streamed
@@ -136,7 +137,7 @@ def estimate_us(c: GemmConfig, m: int, n: int, k: int, out_bytes: int, num_sms: 
     area = c.rows * c.columns / (128 * 128)
     store = STORE_US * area
     if c.split_k > 1:
-        store += SPLIT_US + SPLIT_STORE_US * area + SPLIT_PEER_US * c.split_k
+        store += SPLIT_US + SPLIT_SWAPPED_US * c.swap + SPLIT_STORE_US * area + SPLIT_PEER_US * c.split_k
     work = waves * (multiply + store) + MULTICAST_US * (c.multicast > 1)
     memory = ((m + n) * k + m * n * out_bytes) / DRAM_BYTES_PER_US
     us = LAUNCH_US + (work**4 + memory**4) ** 0.25

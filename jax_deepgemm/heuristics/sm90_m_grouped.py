@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -24,7 +25,8 @@ UNKNOWN = (0.3, 0.6, 0.9, 1.2, 2.0)
 STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
 # Rows to expect of groups, within 30 % of it, of which all but a few take one tile of so many.
-ONE_TILE = {128: 100, 192: 150, 256: 208}
+ONE_TILE = {128: 100, 192: 150, 256: 200}
+TILE_OF_256 = 1.38  # what a tile of 256 x 128 takes of the time of one of 128 x 192
 FEW_ROWS = 48  # on average, of groups of any size, beyond which too many would need a second small or swapped tile
 SOME_ROWS = 80  # the same, beyond which tiles of 192 rows are better than tiles of 128
 MANY_ROWS = 1800  # of a group, beyond which what a tile of 256 has beyond them is little
@@ -48,7 +50,7 @@ def ranked(
     """All candidates for that problem, the cheapest first; never none."""
     sizes = about(rows, expected)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
-    best = _measured(rows, expected, n, k, num_sms, wide=out_bytes > 2)
+    best = _measured(rows, expected, groups, n, k, num_sms, wide=out_bytes > 2)
     if best is not None and max(best.stage_blocks, best.ahead) * BLOCK_K <= k and best not in found:
         found.append(best)
     fitting = _whole_groups([c for c in found if c.stages(out_bytes, smem_bytes) >= 3], rows, expected)
@@ -59,7 +61,7 @@ def ranked(
     return sorted(fitting, key=lambda c: (c != best, price(c), -c.stage_blocks))
 
 
-def _measured(rows: int, expected: bool, n: int, k: int, num_sms: int, wide: bool) -> GemmConfig | None:
+def _measured(rows: int, expected: bool, groups: int, n: int, k: int, num_sms: int, wide: bool) -> GemmConfig | None:
     """What was fastest on an H200, of 6 rows and fewer on an H100, where the model does not see it.
 
     wide: the result is of float32, for which tiles of 256 rows spill.
@@ -70,7 +72,9 @@ def _measured(rows: int, expected: bool, n: int, k: int, num_sms: int, wide: boo
         return GemmConfig(256, 128, cluster_columns=paired)
     if expected:
         if ONE_TILE[192] < rows <= ONE_TILE[256] and not wide:
-            return GemmConfig(256, 128, cluster_columns=paired)
+            whole, low = GemmConfig(256, 128, cluster_columns=paired), GemmConfig(128, 192)
+            rounds = [_rounds(c, rows, groups, n, num_sms) for c in (whole, low)]
+            return whole if rounds[0] * TILE_OF_256 <= rounds[1] else low
         if rows > ONE_TILE[128]:
             return GemmConfig(192, 128)
         return GemmConfig(64, 32, swap=True, stage_blocks=4) if 16 < rows <= 24 else None
@@ -81,6 +85,12 @@ def _measured(rows: int, expected: bool, n: int, k: int, num_sms: int, wide: boo
     if rows > 6:
         return GemmConfig(64, 128, ahead=2)
     return GemmConfig(128, 16, swap=True, stage_blocks=2) if rows > 2 else None
+
+
+def _rounds(c: GemmConfig, rows: int, groups: int, n: int, num_sms: int) -> int:
+    """Of the grid, for the tiles to expect of groups of about `rows` rows."""
+    of_group = sum(ceil_div(m, c.rows) for m in about(rows, True)) / len(EXPECTED)
+    return math.ceil(groups * of_group * ceil_div(n, c.columns) / num_sms)
 
 
 def _whole_groups(some: list[Tile], rows: int, expected: bool) -> list[Tile]:
