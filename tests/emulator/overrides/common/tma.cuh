@@ -81,6 +81,15 @@ inline void tma_load_2d_multicast(void* to, const TensorMap& map, Barrier& barri
     load_box(to, map, barrier, {x, y}, 2, mask);
 }
 
+// The source is read when the copy happens.
+inline void copy_to_block(const void* from, u32 bytes, Barrier& barrier, u32 rank) {
+    emu::check(bytes % 16 == 0 && shared_address(from) % 16 == 0, "a copy between blocks is of pieces of 16 bytes");
+    emu::machine.under_way.push_back(as_self([=, &barrier] {
+        std::memcpy(in_block(const_cast<void*>(from), rank), from, bytes);
+        in_block(&barrier, rank)->count(0, -static_cast<int>(bytes));
+    }));
+}
+
 inline void store_box(const TensorMap& map, const void* from, std::array<int, 5> at, u32 rank, bool add) {
     const TensorMap copy = map;
     emu::self().stores.push_back(as_self([=] {
