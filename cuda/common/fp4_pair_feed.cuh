@@ -155,7 +155,7 @@ struct Fp4PairFeed : Fp4Feed<Config> {
             }
             if (last) shared.scales_b(stage)[this->row()] = ue8m0_value(source.tile.common);
         } else {
-#pragma unroll
+#pragma unroll 1
             for (u32 s = 0; s < kShares; ++s)  // the scales of all rows
                 Feed::decode(share().of_row(s, exponents), {share().of_row(s, source.tile.common)}, rings.packed.stage, 0,
                              kWithin, this->warp * kShares + s, stage, true, share().mine(s));
