@@ -41,6 +41,6 @@ struct Fp4Share {
     __device__ __forceinline__ void send(const u8* weights, Barrier& full) const {
         if constexpr (kShares == 1) return;
         __syncwarp();
-        if (lane == 0) copy_to_block(weights + first_row() * kBlockK, kRows * kBlockK, full, rank ^ 1);
+        if (elect_one()) copy_to_block(weights + first_row() * kBlockK, kRows * kBlockK, full, rank ^ 1);
     }
 };
