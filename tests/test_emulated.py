@@ -173,8 +173,8 @@ def test_m_grouped_bf16(config: Bf16GemmConfig, psum: bool) -> None:
     helpers.assert_close(d, wanted)
 
 
-# Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens; and pairs that
-# two CTAs decode.
+# Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens; the first
+# once more, by two CTAs.
 FP4_SHARED = Fp4GemmConfig(256, 128, tile_scales=True, cluster_rows=2)
 FP4 = (
     Fp4GemmConfig(256, 128, tile_scales=True),

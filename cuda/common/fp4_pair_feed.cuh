@@ -111,7 +111,7 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         read_a(source);
         source.b = *source.from_b++;
         source.tile = range(exponents);
-        source.table = Fp4Table{}.times_power_of_two(-share().of_row(source.tile.common));  // modulo 2^32
+        source.table = Fp4Table{}.times_power_of_two(-share().of_row(share().rank, source.tile.common));  // modulo 2^32
         const bool all = named_barrier_all(kFeedBarrier, kThreads, source.tile.common >= 0);
         return __any_sync(0xffffffff, all);  // it is so for all, but the compiler should know it
     }
@@ -148,7 +148,7 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         if (kWithin == 0) shared.packed_full(this->warp, rings.packed.stage).wait(rings.packed.phase);
         __syncwarp();
         if constexpr (kLate) {
-            decode<kWithin>(rings, share().of_lane(share().of_row(exponents)), source.table);
+            decode<kWithin>(rings, share().of_part(exponents), source.table);
             if (kWithin == 0 && i == 0 && this->lane == 0) {
 #pragma unroll
                 for (u32 s = 0; s < kShares; ++s) shared.common(stage)[this->warp * kShares + s] = kCommonToTile;
@@ -158,7 +158,7 @@ struct Fp4PairFeed : Fp4Feed<Config> {
 #pragma unroll 1
             for (u32 s = 0; s < kShares; ++s)  // the scales of all rows
                 Feed::decode(share().of_row(s, exponents), {share().of_row(s, source.tile.common)}, rings.packed.stage, 0,
-                             kWithin, this->warp * kShares + s, stage, true, share().mine(s));
+                             kWithin, this->warp * kShares + s, stage, true, s == share().rank);
         }
         float* const scales = shared.scales_a(stage) + this->thread;
 #pragma unroll
