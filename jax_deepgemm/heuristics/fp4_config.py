@@ -34,12 +34,14 @@ class Fp4Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fp4GemmConfig(GemmConfig):
-    """A `GemmConfig` whose weights pass through a ring of packed stages in front of the ring of decoded ones."""
+    """A `GemmConfig` whose weights pass through a ring of packed stages in front of the ring of decoded ones.
+
+    Two CTAs with neighbouring row tiles (`cluster_rows`) share the decoding, where scales are left for the tile's end.
+    """
 
     decoded_stages: int = 3
     feed_groups: int = 1  # warpgroups that decode
-    tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only,
-    # and with other scales two CTAs of `cluster_rows` do not share
+    tile_scales: bool = False  # scales of weights that are alike in all of K are applied at its end: UE8M0 only
 
     MOST_COLUMNS: ClassVar[dict[int, int]] = {64: 192, 128: 192, 256: 128}
     MOST_AHEAD: ClassVar[int] = 0
@@ -101,7 +103,7 @@ class Fp4GemmConfig(GemmConfig):
         return 2 if self.pairs else 4
 
     def for_scales(self, scales: Scales) -> Fp4GemmConfig:
-        """With scales that are not left for the tile's end nobody shares decoding."""
+        """What it is with them: nobody shares decoding if they are not left for the tile's end."""
         return self if scales == UE8M0_BY_32 else dataclasses.replace(self, cluster_rows=1)
 
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
