@@ -92,8 +92,8 @@ def launch(
     if isinstance(tile, Fp4GemmConfig):
         tile = tile.for_scales(scales)
     parts = parts_of(tile, m, scales, out_bytes, smem_bytes, has_c=has_c)
-    row_tiles = -(-m // tile.tile_m)
-    clusters = -(-row_tiles * tile.split_k // tile.cluster) * -(-n // tile.tile_n)
+    beside = tile.cluster // tile.split_k  # row tiles of a cluster
+    clusters = -(-m // (beside * tile.tile_m)) * -(-n // tile.tile_n)
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c else 4
     return Launch(
