@@ -173,12 +173,15 @@ def test_m_grouped_bf16(config: Bf16GemmConfig, psum: bool) -> None:
     helpers.assert_close(d, wanted)
 
 
-# Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens.
+# Pairs of blocks of K, whose scales may wait for the tile's end; the other loop of many tokens; few tokens; the first
+# once more, by two CTAs.
+FP4_SHARED = Fp4GemmConfig(256, 128, tile_scales=True, cluster_rows=2)
 FP4 = (
     Fp4GemmConfig(256, 128, tile_scales=True),
     Fp4GemmConfig(128, 64),
     Fp4SwappedConfig(64, 32, 2, split_k=2),
     Fp4SwappedConfig(192, 48),
+    FP4_SHARED,
 )
 
 
@@ -200,15 +203,22 @@ def test_fp4_of_few_tokens_goes_round_its_ring(seed: int) -> None:
     helpers.assert_close(d, fp4.oracle(a, b))
 
 
-def test_fp4_whose_scales_fold_in_some_rows_of_weights() -> None:
+# Blocks of K: 5.25; 9, with an odd number of row tiles; 1, with one row tile.
+@pytest.mark.parametrize("m, k, num_sms", [(300, 672, 2), (700, 1152, 4), (100, 96, 2)])
+@pytest.mark.parametrize("config", [FP4[0], FP4_SHARED], ids=str)
+def test_fp4_whose_scales_fold_in_some_rows_of_weights(config: Fp4GemmConfig, m: int, k: int, num_sms: int) -> None:
+    check_fp4_that_folds_in_part(config, m, k, num_sms)
+
+
+def check_fp4_that_folds_in_part(config: Any, m: int, k: int, num_sms: int, seed: int = 0, changes: Any = ()) -> None:
     random = np.random.default_rng(2)
-    n, k = 392, 672
+    n = 392
     exponents = np.repeat(random.integers(118, 124, (n, 1), np.uint8), k // 32, axis=1)
     exponents[n // 2 :, 1::4] += 9  # more than one table of the decoder spans
-    a, _ = fp4.operands(300, n, k)
+    a, _ = fp4.operands(m, n, k)
     b = fp4.weights(random.integers(0, 16, (n, k), np.uint8), exponents)
-    with emulated(target=ROOMY):
-        d = fp8_fp4_gemm_nt(a, b, config=FP4[0])
+    with emulated(seed=seed, changes=changes, target=dataclasses.replace(ROOMY, num_sms=num_sms)):
+        d = fp8_fp4_gemm_nt(a, b, config=config)
     helpers.assert_close(d, fp4.oracle(a, b))
 
 
@@ -385,6 +395,25 @@ FAULTS_OF_STORE_WARPS = {
     ),
 }
 
+SEND = "        share().send(shared.weights(stage), full);\n"
+FP4_KERNEL = "kernels/sm90_fp8_fp4_gemm.cuh"
+SLOW_MATH = (  # of the second CTA of a cluster
+    "common/fp4_late_loop.cuh",
+    "            wgmma_wait<0>();\n",
+    "            for (u32 i = 0; cluster_rank() == 1 && i < 50; ++i) emu::dawdle();\n            wgmma_wait<0>();\n",
+)
+FAULTS_OF_SHARED_DECODING = {
+    "a stage is written to once this CTA has read it": (
+        SLOW_MATH,
+        (FP4_KERNEL, "kMathWarps * kShares * kWarpArrivals", "kMathWarps * kWarpArrivals"),
+        (FP4_KERNEL, "arrive_warp<kShares>(shared.empty(stage), lane)", "arrive_warp(shared.empty(stage), lane)"),
+    ),
+    "values are sent before they are there": (
+        ("common/fp4_pair_feed.cuh", SEND, ""),
+        ("common/fp4_pair_feed.cuh", "        if constexpr (kLate) {\n", f"{SEND}        if constexpr (kLate) {{\n"),
+    ),
+}
+
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_emulation_finds_faults(name: str) -> None:
@@ -406,6 +435,13 @@ def test_the_emulation_finds_faults_of_store_warps(name: str) -> None:
             p.check(fp8_gemm_nt(p.a, p.b, config=GemmConfig(64, 64)))
 
     assert found(run)
+
+
+@pytest.mark.parametrize("name", FAULTS_OF_SHARED_DECODING)
+def test_the_emulation_finds_faults_of_shared_decoding(name: str) -> None:
+    run = functools.partial(check_fp4_that_folds_in_part, FP4_SHARED, 300, 1152, 2)
+    run(changes=(SLOW_MATH,))
+    assert found(lambda seed: run(seed=seed, changes=FAULTS_OF_SHARED_DECODING[name]))
 
 
 def found(run: Callable[[int], None]) -> bool:

@@ -53,7 +53,8 @@ def check(case: Gemm, launch: Launch, num_sms: int) -> None:
         assert template["kStages"] >= 2 and template["kPackedStages"] >= 2, case
     assert launch.block[0] == threads(launch.kernel), case
     assert launch.grid[0] <= max(num_sms, launch.cluster[0]) and launch.grid[1:] == (1, 1), case
-    assert launch.cluster[0] == template["kSplitK"], case
+    assert launch.cluster[0] == template["kSplitK"] * template["kClusterRows"], case
+    assert launch.grid[0] % launch.cluster[0] == 0, case
     used = [a.buffer for a in launch.arguments if isinstance(a, (Pointer, TensorMap))]
     assert set(used) == set(range(5 + template["kHasC"])), case
 
@@ -99,6 +100,15 @@ def test_a_given_configuration_is_taken() -> None:
         assert launch is not None and dict(launch.kernel.template)["kRows"] == 128 and launch.cluster == (1, 1, 1)
 
 
+def test_decoding_is_shared_by_clusters_where_scales_wait_for_the_tiles_end() -> None:
+    tile = Fp4GemmConfig(256, 128, tile_scales=True, cluster_rows=2)
+    for m, pairs in ((512, 9), (513, 18), (10_000, 66)):
+        launch = golden.launch(Gemm(m, 1104, 416), tile=tile)
+        assert launch is not None and (launch.grid[0], launch.cluster[0]) == (2 * pairs, 2), m
+        other = golden.launch(Gemm(m, 1104, 416), tile=tile, use_ue8m0=False)
+        assert other is not None and other.cluster[0] == 1, m
+
+
 def test_other_gpus_have_no_launch() -> None:
     assert golden.launch(FP8_FP4[0], target=Target("sm_100a", 148, H100.smem_bytes)) is None
 
@@ -110,13 +120,18 @@ def test_a_configuration_that_does_not_fit_is_refused() -> None:
         fp8_fp4_gemm_plan.launch(Fp4SwappedConfig(64, 48, 4), 48, 4096, 7168, UE8M0_BY_32, 2, 132, 65536)
 
 
+LARGE = {"rows": 256, "columns": 128, "tile_scales": True}
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"columns": 96}, "every feeding warp must have as many rows by 256 of K to decode at once"),
         ({"stage_blocks": 3}, "every feeding warp must have"),
         ({"swap": True}, "`swap` must be False: `Fp4SwappedConfig` is for few tokens"),
-        ({"cluster_rows": 2}, "every CTA decodes its own weights: a cluster must split K"),
+        ({"cluster_rows": 2}, "only two CTAs share decoding, by `cluster_rows` = 2, of tiles of 256 x 128"),
+        ({"cluster_columns": 2} | LARGE, "only two CTAs share decoding, by `cluster_rows` = 2"),
+        ({"cluster_rows": 4} | LARGE, "only two CTAs share decoding, by `cluster_rows` = 2"),
         ({"decoded_stages": 1}, "`decoded_stages` must be at least 2, got 1"),
         ({"feed_groups": 3}, "`feed_groups` must be 1 or 2, got 3"),
         ({"split_k": 2, "tile_scales": True}, "`tile_scales` must be False where a cluster splits K"),

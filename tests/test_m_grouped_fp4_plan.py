@@ -91,6 +91,12 @@ def test_a_configuration_without_room_beside_the_table_is_refused() -> None:
         golden.launch(dataclasses.replace(SMALL, groups=1000), tile=tile)
 
 
+def test_groups_share_no_decoding() -> None:
+    tile = Fp4GemmConfig(256, 128, tile_scales=True, cluster_rows=2)
+    with pytest.raises(ValueError, match="must not share weights, since neighbouring row tiles may be of two groups"):
+        golden.launch(SMALL, tile=tile)
+
+
 def test_every_ranked_configuration_has_a_launch() -> None:
     for case in (SMALL, *golden.ODD):
         ranked = m_grouped_fp8_fp4_gemm_plan.ranked(*golden.problem(case), H100, Config())

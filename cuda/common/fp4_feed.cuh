@@ -122,28 +122,30 @@ struct Fp4Feed {
         }
     }
 
-    // Decodes an item into block `to_block` of the ring. `from_block`: of the task's.
+    // Decodes an item into block `to_block` of the ring. `from_block`: of the task's. Without `values` only its scales.
     __device__ __forceinline__ void decode(Raw raw, typename Scales::Tile tile, u32 slot, u32 task, u32 from_block,
-                                           u32 rows, u32 to_block, bool valid) const {
+                                           u32 rows, u32 to_block, bool valid, bool values = true) const {
         const u32 of_task = lane % kTaskRows, row = rows * kTaskRows + of_task;
         const u32 piece = kPieces == 2 ? lane / kTaskRows * kPieces : 0;
         const u8* const from = shared.packed((warp * kPackedStages + slot) * kTasks + task);
         u8* const to = shared.weights(to_block);
         const auto how = Scales::template read<kPieces>(raw, piece, tile);
         if (valid) {
-            uint4 packed[kPieces];  // read before anything is written, or the compiler would keep them in turns
+            if (values) {
+                uint4 packed[kPieces];  // read before anything is written, or the compiler would keep them in turns
 #pragma unroll
-            for (u32 i = 0; i < kPieces; ++i)
-                packed[i] = *reinterpret_cast<const uint4*>(
-                    from + swizzled<128>(of_task * 128 + from_block * 64 + (piece + i) * 16));
+                for (u32 i = 0; i < kPieces; ++i)
+                    packed[i] = *reinterpret_cast<const uint4*>(
+                        from + swizzled<128>(of_task * 128 + from_block * 64 + (piece + i) * 16));
 #pragma unroll
-            for (u32 i = 0; i < kPieces; ++i) {
-                const Fp4Table table = how.tables[i];
-                const uint2 a = decode_fp4(packed[i].x, table), b = decode_fp4(packed[i].y, table);
-                const uint2 c = decode_fp4(packed[i].z, table), d = decode_fp4(packed[i].w, table);
-                const u32 at = row * kBlockK + (piece + i) * 32;
-                *reinterpret_cast<uint4*>(to + swizzled<128>(at)) = make_uint4(a.x, a.y, b.x, b.y);
-                *reinterpret_cast<uint4*>(to + swizzled<128>(at + 16)) = make_uint4(c.x, c.y, d.x, d.y);
+                for (u32 i = 0; i < kPieces; ++i) {
+                    const Fp4Table table = how.tables[i];
+                    const uint2 a = decode_fp4(packed[i].x, table), b = decode_fp4(packed[i].y, table);
+                    const uint2 c = decode_fp4(packed[i].z, table), d = decode_fp4(packed[i].w, table);
+                    const u32 at = row * kBlockK + (piece + i) * 32;
+                    *reinterpret_cast<uint4*>(to + swizzled<128>(at)) = make_uint4(a.x, a.y, b.x, b.y);
+                    *reinterpret_cast<uint4*>(to + swizzled<128>(at + 16)) = make_uint4(c.x, c.y, d.x, d.y);
+                }
             }
             float* const scales = shared.scales_b(to_block) + row;
 #pragma unroll

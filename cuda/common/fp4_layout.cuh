@@ -11,14 +11,17 @@ struct Fp4Layout : SharedLayout<Config> {
     static constexpr u32 kTileM = Base::kTileM, kTileN = Base::kTileN;
     static constexpr u32 kTokensBytes = kTileM * kBlockK;
 
+    // CTAs with neighbouring row tiles decode a share of their weights each.
+    static constexpr u32 kShares = Config::kClusterRows;
+
     // Packed weights come in units: for each task of a decoding warp a box of 32 rows by 2 blocks of K, 128 bytes a row.
     // Where these are too few for all warps, 16 rows, with two lanes a row.
     static constexpr u32 kWarps = 4 * Config::kFeedGroups, kTaskBlocks = 2;
     static constexpr u32 kThreads = (Config::kMathGroups + Config::kFeedGroups) * 128;
     static constexpr u32 kUnitBlocks = Config::kStageBlocks == 1 ? kTaskBlocks : Config::kStageBlocks;
-    static constexpr u32 kTaskRows = kTileN * kUnitBlocks / kTaskBlocks < 32 * kWarps ? 16 : 32;
+    static constexpr u32 kTaskRows = kTileN / kShares * kUnitBlocks / kTaskBlocks < 32 * kWarps ? 16 : 32;
     static constexpr u32 kTaskBytes = kTaskRows * kTaskBlocks * kBlockK / 2;
-    static constexpr u32 kRowTasks = kTileN / kTaskRows, kUnitTasks = kRowTasks * kUnitBlocks / kTaskBlocks;
+    static constexpr u32 kRowTasks = kTileN / kTaskRows, kUnitTasks = kRowTasks * kUnitBlocks / kTaskBlocks / kShares;
     static constexpr u32 kTasks = kUnitTasks / kWarps;  // of a warp
     static_assert(kTileN % kTaskRows == 0 && kUnitBlocks % kTaskBlocks == 0, "tasks are whole");
     static_assert(kTasks > 0 && kUnitTasks % kWarps == 0, "every warp has as many tasks");

@@ -6,8 +6,11 @@
 //   behind an address that all lanes have in common: no arithmetic but the decoding itself.
 // - Global memory is read right behind a fence, which would wait for it in front, and used a block of K later. The
 //   exponents of two blocks are read at once.
+//
+// A lane has a row of weights, whose exponents it reads. With kShares = 2 it decodes half of one (fp4_share.cuh).
 #pragma once
 #include "common/fp4_feed.cuh"
+#include "common/fp4_share.cuh"
 
 __device__ __forceinline__ uint4 load_shared_16_bytes(u32 address) {
     uint4 x;
@@ -23,17 +26,19 @@ template <class Config>
 struct Fp4PairFeed : Fp4Feed<Config> {
     using Feed = Fp4Feed<Config>;
     using typename Feed::Cursor, typename Feed::Layout, typename Feed::Scales, typename Feed::Raw;
+    using Share = Fp4Share<Config>;
     static constexpr u32 kScalesA = Feed::kScalesA, kThreads = Feed::kThreads, kPackedStages = Config::kPackedStages;
-    static constexpr u32 kPieces = 8;  // of 16 bytes in a row of 128
+    static constexpr u32 kShares = Layout::kShares;
+    static constexpr u32 kReads = 4 / kShares, kWrites = 8 / kShares;  // of 16 bytes, a lane's of a block
     static constexpr u32 kFeedBarrier = 3;
-    static_assert(Layout::kTileM % kThreads == 0 && Layout::kTaskRows == 32 && Feed::kTaskBlocks == 2 &&
+    static_assert(Layout::kTileM % kThreads == 0 && Layout::kTaskRows == Share::kRows && Feed::kTaskBlocks == 2 &&
                       Feed::kTasks == 1 && Config::kSplitK == 1,
                   "a lane has a row, whose exponents are u32 a block");
 
     // Where a tile is fed: how its rows are decoded, and what the next block, for B the next unit, needs of the scales.
     struct Source {
         typename Scales::Tile tile;
-        Fp4Table table;  // of the exponent 0, times the inverse of the tile's scale
+        Fp4Table table;  // of the exponent 0, times the inverse of the tile's scale, of the row that the lane decodes
         u32 m0;
         bool has[kScalesA];  // of this thread's rows of A
         const float* from_a;
@@ -45,10 +50,11 @@ struct Fp4PairFeed : Fp4Feed<Config> {
     struct Rings {
         Pipeline<Config::kStages> decoded;
         Pipeline<kPackedStages> packed;
-        u32 places[kPieces];  // of the lane's row
+        u32 from[2 * kReads], to[kWrites];  // the lane's places in a unit's rows, in a block's
     };
 
     __device__ __forceinline__ u32 row() const { return this->warp * 32 + this->lane; }
+    __device__ __forceinline__ Share share() const { return {this->walk.rank, this->warp, this->lane}; }
 
     // Loads a unit into `slot`. Its scales are in the L2 cache, since `range` read them.
     __device__ __forceinline__ void load(const TensorMap& weights, const Cursor& at, u32 slot) const {
@@ -57,10 +63,10 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         if (this->lane == 0) full.arrive_expect_bytes(Layout::kTaskBytes);
         if constexpr (Config::kReadBOnce) {
             if (this->lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2),
-                                             at.of_group + at.n0 + this->warp * 32, l2_evict_first());
+                                             at.of_group + at.n0 + share().first_row(), l2_evict_first());
         } else {
             if (this->lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2),
-                                             at.of_group + at.n0 + this->warp * 32);
+                                             at.of_group + at.n0 + share().first_row());
         }
     }
 
@@ -105,26 +111,25 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         read_a(source);
         source.b = *source.from_b++;
         source.tile = range(exponents);
-        source.table = Fp4Table{}.times_power_of_two(-source.tile.common);  // modulo 2^32
+        source.table = Fp4Table{}.times_power_of_two(-share().of_row(share().rank, source.tile.common));  // modulo 2^32
         const bool all = named_barrier_all(kFeedBarrier, kThreads, source.tile.common >= 0);
         return __any_sync(0xffffffff, all);  // it is so for all, but the compiler should know it
     }
 
     template <u32 kWithin>
     __device__ __forceinline__ void decode(const Rings& rings, u32 exponents, Fp4Table table) const {
-        const auto& [decoded, packed_ring, places] = rings;
-        const u32 from = shared_address(this->shared.packed(this->warp * kPackedStages + packed_ring.stage));
-        const u32 to = shared_address(this->shared.weights(decoded.stage)) + this->warp * (32 * kBlockK);
-        uint4 packed[4];  // read before anything is written, or the compiler would keep them in turns
+        const u32 from = shared_address(this->shared.packed(this->warp * kPackedStages + rings.packed.stage));
+        const u32 to = shared_address(this->shared.weights(rings.decoded.stage)) + share().first_row() * kBlockK;
+        uint4 packed[kReads];  // read before anything is written, or the compiler would keep them in turns
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) packed[i] = load_shared_16_bytes(from + places[kWithin * 4 + i]);
+        for (u32 i = 0; i < kReads; ++i) packed[i] = load_shared_16_bytes(from + rings.from[kWithin * kReads + i]);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
+        for (u32 i = 0; i < kReads; ++i) {
             const Fp4Table mine = table.times_power_of_two(__byte_perm(exponents, 0, 0x4440 + i));
             const uint2 a = decode_fp4(packed[i].x, mine), b = decode_fp4(packed[i].y, mine);
             const uint2 c = decode_fp4(packed[i].z, mine), d = decode_fp4(packed[i].w, mine);
-            store_shared_16_bytes(to + places[2 * i], make_uint4(a.x, a.y, b.x, b.y));
-            store_shared_16_bytes(to + places[2 * i + 1], make_uint4(c.x, c.y, d.x, d.y));
+            store_shared_16_bytes(to + rings.to[2 * i], make_uint4(a.x, a.y, b.x, b.y));
+            store_shared_16_bytes(to + rings.to[2 * i + 1], make_uint4(c.x, c.y, d.x, d.y));
         }
     }
 
@@ -137,22 +142,29 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         Barrier& full = shared.full(stage);
         shared.empty(stage).wait(rings.decoded.phase ^ 1);
         if (this->thread == 0) {
-            full.arrive_expect_bytes(Layout::kTokensBytes);
+            full.arrive_expect_bytes(Layout::kTokensBytes + (kShares - 1) * Share::kBytes);
             tma_load_2d(shared.tokens(stage), tokens_map, full, i * kBlockK, source.m0);
         }
         if (kWithin == 0) shared.packed_full(this->warp, rings.packed.stage).wait(rings.packed.phase);
         __syncwarp();
         if constexpr (kLate) {
-            decode<kWithin>(rings, exponents, source.table);
-            if (kWithin == 0 && i == 0 && this->lane == 0) shared.common(stage)[this->warp] = kCommonToTile;
+            decode<kWithin>(rings, share().of_part(exponents), source.table);
+            if (kWithin == 0 && i == 0 && this->lane == 0) {
+#pragma unroll
+                for (u32 s = 0; s < kShares; ++s) shared.common(stage)[this->warp * kShares + s] = kCommonToTile;
+            }
             if (last) shared.scales_b(stage)[this->row()] = ue8m0_value(source.tile.common);
         } else {
-            Feed::decode(exponents, source.tile, rings.packed.stage, 0, kWithin, this->warp, stage, true);
+#pragma unroll 1
+            for (u32 s = 0; s < kShares; ++s)  // the scales of all rows
+                Feed::decode(share().of_row(s, exponents), {share().of_row(s, source.tile.common)}, rings.packed.stage, 0,
+                             kWithin, this->warp * kShares + s, stage, true, s == share().rank);
         }
         float* const scales = shared.scales_a(stage) + this->thread;
 #pragma unroll
         for (u32 s = 0; s < kScalesA; ++s) scales[s * kThreads] = source.a[s];
         fence_async_proxy();
+        share().send(shared.weights(stage), full);
         arrive_warp(full, this->lane);
         if (!last) read_a(source);
         rings.decoded.advance();
@@ -181,8 +193,12 @@ struct Fp4PairFeed : Fp4Feed<Config> {
             if (loads.valid()) this->load(weights_map, loads, slot);
         }
         Rings rings;
+        const u32 of_share = this->lane % Share::kRows, part = this->lane / Share::kRows;
+        const auto place = [&](u32 piece) { return of_share * kBlockK + ((of_share % 8) ^ piece) * 16; };
 #pragma unroll
-        for (u32 i = 0; i < kPieces; ++i) rings.places[i] = this->lane * kBlockK + ((this->lane % 8) ^ i) * 16;
+        for (u32 i = 0; i < 2 * kReads; ++i) rings.from[i] = place(i / kReads * 4 + part * kReads + i % kReads);
+#pragma unroll
+        for (u32 i = 0; i < kWrites; ++i) rings.to[i] = place(part * kWrites + i);
         typename Feed::Walk::OwnPace walk = this->walk;
         for (u32 index = walk.first; index < walk.count(); index += walk.step) {
             const Tile corner = walk.corner(index);

@@ -59,6 +59,20 @@ __device__ __forceinline__ void tma_load_2d_multicast(void* to, const TensorMap&
         : "memory");
 }
 
+// So many bytes, a multiple of 16, to the same place in the shared memory of CTA `rank` of the cluster, where they signal
+// the barrier at this offset.
+__device__ __forceinline__ void copy_to_block(const void* from, u32 bytes, Barrier& barrier, u32 rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 to, signalled;\n"
+        "mapa.shared::cluster.u32 to, %0, %3;\n"
+        "mapa.shared::cluster.u32 signalled, %2, %3;\n"
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%0], %1, [signalled];\n"
+        "}\n" ::"r"(shared_address(from)),
+        "r"(bytes), "r"(shared_address(&barrier)), "r"(rank)
+        : "memory");
+}
+
 __device__ __forceinline__ void tma_store_2d(const TensorMap& map, const void* from, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                  "r"(shared_address(from)), "r"(x), "r"(y)

@@ -30,11 +30,11 @@ struct Sm90Fp8Fp4Gemm {
     using Raw = typename Config::Scales::Raw;
     using Out = typename Config::Out;
     static constexpr u32 kGroups = Config::kMathGroups, kWaves = Config::kWaves, kColumns = Config::kColumns;
-    static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks;
+    static constexpr u32 kSplitK = Config::kSplitK, kStageBlocks = Config::kStageBlocks, kShares = Layout::kShares;
     static constexpr u32 kMathThreads = kGroups * 128;
     static constexpr u32 kAccumulators = kColumns / 2;
     static_assert(Config::kRows == kGroups * kWaves * 64, "a warpgroup computes 64 rows a wave");
-    static_assert(Config::kClusterRows * Config::kClusterColumns == 1, "every CTA decodes its own weights");
+    static_assert(Config::kClusterColumns == 1 && (kShares == 1 || Layout::kPairs), "only fp4_pair_feed.cuh shares");
     static_assert(!Config::kSwap, "sm90_fp8_fp4_gemm_swapped.cuh is for that");
 
     // A's scales of the thread's two rows. Read before products are issued: reads behind these wait for theirs.
@@ -72,7 +72,7 @@ struct Sm90Fp8Fp4Gemm {
     }
 
     static __device__ __forceinline__ void release(const Shared& shared, u32 stage, u32 lane) {
-        arrive_warp(shared.empty(stage), lane);
+        arrive_warp<kShares>(shared.empty(stage), lane);
     }
 
     // Two warpgroups take turns to issue their products.
@@ -228,11 +228,12 @@ struct Sm90Fp8Fp4Gemm {
         const Shared shared{shared_memory};
         const u32 warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
         constexpr u32 kMathWarps = kGroups * 4;
+        constexpr bool kInCluster = kShares * kSplitK > 1;
 
         const auto init = [&](u32 lane) {
             if (lane < Config::kStages) {
                 shared.full(lane).init(1 + Layout::kWarps * kWarpArrivals);  // the expected bytes, and each decoding warp
-                shared.empty(lane).init(kMathWarps * kWarpArrivals);
+                shared.empty(lane).init(kMathWarps * kShares * kWarpArrivals);
             }
             if (lane < Config::kPackedStages) {
 #pragma unroll
@@ -248,7 +249,7 @@ struct Sm90Fp8Fp4Gemm {
                 if constexpr (Layout::kStoreByTma) tma_prefetch_descriptor(d_map);
             }
         };
-        start_kernel<(kSplitK > 1)>(warp, kMathWarps, init, [&] { prepare(shared); });
+        start_kernel<kInCluster>(warp, kMathWarps, init, [&] { prepare(shared); });
 
         // Three warpgroups start with 168 registers a thread, four with 128, enough for small tiles.
         // 3 x 168 = 72 + 2 x 216, 4 x 128 = 2 x 48 + 2 x 208.
@@ -266,8 +267,8 @@ struct Sm90Fp8Fp4Gemm {
             if constexpr (kMovesRegisters) registers_increase<(kTwoFeed ? 208 : 216)>();
             compute(shared, d_map, c, d, m, n, k);
         }
-        // Peers may still read from this CTA's shared memory.
-        if constexpr (kSplitK > 1) cluster_sync();
+        // Peers may still read from this CTA's shared memory, and arrive on its barriers.
+        if constexpr (kInCluster) cluster_sync();
     }
 };
 

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(Fp4Layout<Config>::kThreads, 1)
     using Gemm = Sm90Fp8Fp4Gemm<Config>;
     using Walk = typename Gemm::Walk;
     static_assert(Walk::kBeside == 1, "who shares tiles must wait for the others' tables");
+    static_assert(Config::kClusterRows == 1, "neighbouring row tiles may have weights of two groups");
     const auto prepare = [&](const typename Gemm::Shared& shared) {
         build_group_table<typename Config::Groups, Walk::kTileM>(Walk::table_of(shared), shared.base, layout, groups, m,
                                                                  Walk::tiles_across(n));

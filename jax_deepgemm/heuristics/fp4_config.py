@@ -34,7 +34,10 @@ class Fp4Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fp4GemmConfig(GemmConfig):
-    """A `GemmConfig` whose weights pass through a ring of packed stages in front of the ring of decoded ones."""
+    """A `GemmConfig` whose weights pass through a ring of packed stages in front of the ring of decoded ones.
+
+    Two CTAs with neighbouring row tiles (`cluster_rows`) share the decoding, where scales are left for the tile's end.
+    """
 
     decoded_stages: int = 3
     feed_groups: int = 1  # warpgroups that decode
@@ -47,8 +50,11 @@ class Fp4GemmConfig(GemmConfig):
         super().__post_init__()
         if self.swap:
             raise ValueError(f"`swap` must be False: `Fp4SwappedConfig` is for few tokens, got {self}")
-        if self.multicast > 1:
-            raise ValueError(f"every CTA decodes its own weights: a cluster must split K, got {self}")
+        if self.multicast > 1 and not (self.pairs and self.multicast == self.cluster_rows == 2):
+            raise ValueError(
+                "only two CTAs share decoding, by `cluster_rows` = 2, of tiles of 256 x 128 with `tile_scales`, one "
+                f"block a stage and one feeding warpgroup: else a cluster must split K, got {self}"
+            )
         if self.tile_scales and self.split_k > 1:
             raise ValueError(f"`tile_scales` must be False where a cluster splits K, got {self}")
         if self.feed_groups not in (1, 2):
@@ -58,7 +64,7 @@ class Fp4GemmConfig(GemmConfig):
             raise ValueError(f"{self} keeps {accumulators} accumulators a thread, more than there are registers")
         if self.decoded_stages < 2:
             raise ValueError(f"`decoded_stages` must be at least 2, got {self.decoded_stages}")
-        tasks = self.tile_n // self.task_rows * self.unit_blocks // TASK_BLOCKS
+        tasks = self.decoded_rows // self.task_rows * self.unit_blocks // TASK_BLOCKS
         if self.tile_n % self.task_rows or self.unit_blocks % TASK_BLOCKS or tasks % self.feed_warps:
             raise ValueError(f"every feeding warp must have as many rows by 256 of K to decode at once, got {self}")
 
@@ -68,9 +74,14 @@ class Fp4GemmConfig(GemmConfig):
         return max(self.stage_blocks, TASK_BLOCKS)
 
     @property
+    def decoded_rows(self) -> int:
+        """Rows of weights of a tile that a CTA decodes: a cluster shares them."""
+        return self.tile_n // self.cluster_rows
+
+    @property
     def task_rows(self) -> int:
         """Rows of weights that a warp decodes at once: 32, or where that would leave warps idle 16."""
-        return 16 if self.tile_n * self.unit_blocks // TASK_BLOCKS < 32 * self.feed_warps else 32
+        return 16 if self.decoded_rows * self.unit_blocks // TASK_BLOCKS < 32 * self.feed_warps else 32
 
     @property
     def feed_warps(self) -> int:
@@ -91,6 +102,10 @@ class Fp4GemmConfig(GemmConfig):
         """Beyond which shared memory serves the store better."""
         return 2 if self.pairs else 4
 
+    def for_scales(self, scales: Scales) -> Fp4GemmConfig:
+        """What it is with them: nobody shares decoding if they are not left for the tile's end."""
+        return self if scales == UE8M0_BY_32 else dataclasses.replace(self, cluster_rows=1)
+
     def stages(self, out_bytes: int, smem_bytes: int) -> int:
         """Packed stages, for the scales that take most room."""
         return self.fp4_layout(out_bytes, smem_bytes, UE8M0_BY_32).packed_stages
@@ -98,7 +113,7 @@ class Fp4GemmConfig(GemmConfig):
     def fp4_layout(self, out_bytes: int, smem_bytes: int, scales: Scales) -> Fp4Layout:
         """The layout in a block of `smem_bytes`: what the decoded stages and the epilogue leave is packed stages."""
         decoded = self.decoded_stages * self._decoded_bytes(scales) + 16
-        packed = self.unit_blocks * self.tile_n * BLOCK_K // 2 + 8 * self.feed_warps
+        packed = self.unit_blocks * self.decoded_rows * BLOCK_K // 2 + 8 * self.feed_warps
 
         def with_store(store: Store) -> Fp4Layout:
             used = decoded + self._epilogue(store)

@@ -5,6 +5,7 @@ The constants are rough, of some 400 measured (shape, configuration) pairs of an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -21,6 +22,8 @@ STEP_CYCLES = 243  # from a stage's arrival to its products, once a stage
 PROMOTE_CYCLES = 2.4  # a column, of a warpgroup's 64 rows: each element has scales of its own
 PROMOTE_LATE_CYCLES = 0.4  # where the weights' scales are left for the tile's end
 PAIR_CYCLES = 1549  # a block of K where B's scales are left for the tile's end and fed by pairs ...
+SHARED = 0.94  # ... where two CTAs share the decoding, a guess
+LEAST_SHARED_M = 512  # two row tiles of 256
 PAIR_TILE_US = 1.2  # ... and from such a tile to the next, which is fed under its store
 FEW_STAGES = 1.07  # with two decoded stages
 DRAM_BYTES_PER_US = 2.3e6
@@ -68,7 +71,10 @@ def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator
     for rows, columns in ((256, 128), (128, 128), (128, 64), (64, 128), (64, 64)):
         for split in splits(ceil_div(m, rows) * ceil_div(n, columns)):
             late = scales == UE8M0_BY_32 and split == 1
-            yield Fp4GemmConfig(rows, columns, split_k=split, tile_scales=late)
+            config = Fp4GemmConfig(rows, columns, split_k=split, tile_scales=late)
+            yield config
+            if config.pairs and m >= LEAST_SHARED_M and num_sms > 1:
+                yield dataclasses.replace(config, cluster_rows=2)
 
 
 def estimate_us(
@@ -77,8 +83,8 @@ def estimate_us(
     """The model's time in microseconds."""
     if isinstance(c, Fp4SwappedConfig):
         return sm90_fp4_swapped.estimate_us(c, m, n, k, scales, out_bytes, num_sms)
-    tiles = ceil_div(m, c.rows) * ceil_div(n, c.columns)
-    waves = ceil_div(tiles, resident_clusters(c.cluster, num_sms))
+    clusters = ceil_div(ceil_div(m, c.rows), c.cluster_rows) * ceil_div(n, c.columns)
+    waves = ceil_div(clusters, resident_clusters(c.cluster, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)
     steps = ceil_div(blocks, c.stage_blocks)
     tensor = 2 * c.columns * c.rows / 64 * blocks
@@ -86,7 +92,8 @@ def estimate_us(
     math = c.waves * (2 + promote) * c.columns * blocks
     math += c.waves * STEP_CYCLES * steps
     decode = FEED_CYCLES * steps + DECODE_CYCLES * c.tile_n * blocks / c.feed_groups
-    cycles = PAIR_CYCLES * blocks if c.pairs else max(tensor, math, decode)
+    pair = PAIR_CYCLES * (SHARED if c.multicast > 1 else 1)
+    cycles = pair * blocks if c.pairs else max(tensor, math, decode)
     multiply = cycles / CLOCK_MHZ * (FEW_STAGES if c.decoded_stages == 2 else 1)
     area = c.rows * c.columns / (128 * 128)
     store = TILE_US + STORE_US * area

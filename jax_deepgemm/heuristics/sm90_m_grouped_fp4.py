@@ -51,11 +51,12 @@ def ranked(
         width = width_of(c, groups, n)
         return sum(sm90_fp4.estimate_us(c, m, width, k, scales, out_bytes, num_sms) for m in sizes)
 
-    fitting = (c for c in found if sm90_fp4.fits(c, scales, out_bytes, smem_bytes) and not _spills(c))
+    fitting = (c for c in found if sm90_fp4.fits(c, scales, out_bytes, smem_bytes) and _is_kernel(c))
     return sorted(fitting, key=price)
 
 
-def _spills(c: Fp4GemmConfig | Fp4SwappedConfig) -> bool:
-    if not isinstance(c, Fp4SwappedConfig):
-        return False
-    return c.columns > MOST_COLUMNS[c.rows] or (c.rows == 128 and c.split_k > 1 and c.columns > MOST_SPLIT_COLUMNS)
+def _is_kernel(c: Fp4GemmConfig | Fp4SwappedConfig) -> bool:
+    """Whether there is one, which does not spill."""
+    if isinstance(c, Fp4GemmConfig):
+        return c.multicast == 1
+    return c.columns <= MOST_COLUMNS[c.rows] and (c.rows != 128 or c.split_k == 1 or c.columns <= MOST_SPLIT_COLUMNS)

@@ -89,15 +89,18 @@ def launch(
     pdl: bool = False,
 ) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
+    if isinstance(tile, Fp4GemmConfig):
+        tile = tile.for_scales(scales)
     parts = parts_of(tile, m, scales, out_bytes, smem_bytes, has_c=has_c)
-    tiles = -(-n // tile.tile_n) * -(-m // tile.tile_m)
+    beside = tile.cluster // tile.split_k  # row tiles of a cluster
+    clusters = -(-m // (beside * tile.tile_m)) * -(-n // tile.tile_n)
     a, a_scale, b, b_scale, c = range(5)
     d = 5 if has_c else 4
     return Launch(
         kernel=Kernel(f"sm90_fp8_fp4_gemm{parts.form}", parts.template),
-        grid=(min(tiles, max(1, num_sms // tile.split_k)) * tile.split_k, 1, 1),
+        grid=(min(clusters, max(1, num_sms // tile.cluster)) * tile.cluster, 1, 1),
         block=(parts.threads, 1, 1),
-        cluster=(tile.split_k, 1, 1),
+        cluster=(tile.cluster, 1, 1),
         shared_memory=parts.shared_memory,
         pdl=pdl,
         arguments=(

@@ -44,6 +44,8 @@ def ranked(
 def launch(tile: TileConfig, problem: Problem, scales: Scales, *, pdl: bool = False) -> Launch:
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
     m, n, k, groups, out_bytes = (getattr(problem, name) for name in ("m", "n", "k", "groups", "out_bytes"))
+    if tile.cluster > tile.split_k:
+        raise ValueError(f"{tile} must not share weights, since neighbouring row tiles may be of two groups")
     parts = parts_of(tile, problem.rows, scales, out_bytes, problem.smem_bytes)
     a, a_scale, b, b_scale, layout, d = range(6)
     return Launch(

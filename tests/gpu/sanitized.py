@@ -87,7 +87,7 @@ FP4_CASES = (
     (Fp4SwappedConfig(128, 24, split_k=2), 2),
 )
 
-LARGE_FP4_CASES = ((Fp4GemmConfig(256, 128, decoded_stages=2, tile_scales=True), 2),)
+LARGE_FP4_CASES = ((Fp4GemmConfig(256, 128, decoded_stages=2, tile_scales=True, cluster_rows=2), 2),)
 
 # With layouts of five groups: by their ends, some of them none, and by rows.
 M_GROUPED_FP4_CASES = (

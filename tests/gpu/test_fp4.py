@@ -30,6 +30,7 @@ CONFIGS = (
     Fp4GemmConfig(128, 128, split_k=2),
     Fp4GemmConfig(256, 128),
     Fp4GemmConfig(256, 128, tile_scales=True),
+    Fp4GemmConfig(256, 128, tile_scales=True, cluster_rows=2),
     Fp4SwappedConfig(64, 8, 4, scale_warps=3),
     Fp4SwappedConfig(64, 16, 3),
     Fp4SwappedConfig(64, 24, split_k=3, scale_warps=2),

@@ -81,6 +81,17 @@ inline void tma_load_2d_multicast(void* to, const TensorMap& map, Barrier& barri
     load_box(to, map, barrier, {x, y}, 2, mask);
 }
 
+// Read at once, or when the rest happens.
+inline void copy_to_block(const void* from, u32 bytes, Barrier& barrier, u32 rank) {
+    emu::check(bytes % 16 == 0 && shared_address(from) % 16 == 0, "a copy between blocks is of pieces of 16 bytes");
+    const u8* const first = static_cast<const u8*>(from);
+    const std::vector<u8> read(first, first + (emu::machine.random() % 2 ? bytes : 0));
+    emu::machine.under_way.push_back(as_self([=, &barrier] {
+        std::memcpy(in_block(const_cast<u8*>(first), rank), read.empty() ? first : read.data(), bytes);
+        in_block(&barrier, rank)->count(0, -static_cast<int>(bytes));
+    }));
+}
+
 inline void store_box(const TensorMap& map, const void* from, std::array<int, 5> at, u32 rank, bool add) {
     const TensorMap copy = map;
     emu::self().stores.push_back(as_self([=] {
