@@ -22,8 +22,8 @@ STEP_CYCLES = 243  # from a stage's arrival to its products, once a stage
 PROMOTE_CYCLES = 2.4  # a column, of a warpgroup's 64 rows: each element has scales of its own
 PROMOTE_LATE_CYCLES = 0.4  # where the weights' scales are left for the tile's end
 PAIR_CYCLES = 1549  # a block of K where B's scales are left for the tile's end and fed by pairs ...
-SHARED = 0.94  # ... where two CTAs share the decoding, a guess
-LEAST_SHARED_M = 512  # two row tiles of 256
+SHARED = 0.93  # ... where two CTAs share the decoding
+SHARED_GROUP = 4  # pairs of row tiles walked together
 PAIR_TILE_US = 1.2  # ... and from such a tile to the next, which is fed under its store
 FEW_STAGES = 1.07  # with two decoded stages
 DRAM_BYTES_PER_US = 2.3e6
@@ -69,12 +69,14 @@ def candidates(m: int, n: int, k: int, scales: Scales, num_sms: int) -> Iterator
                 yield split
 
     for rows, columns in ((256, 128), (128, 128), (128, 64), (64, 128), (64, 64)):
-        for split in splits(ceil_div(m, rows) * ceil_div(n, columns)):
+        row_tiles, tiles = ceil_div(m, rows), ceil_div(m, rows) * ceil_div(n, columns)
+        wasted = row_tiles % 2 == 1 and tiles <= num_sms  # the tile that a pair would have too many
+        for split in splits(tiles):
             late = scales == UE8M0_BY_32 and split == 1
             config = Fp4GemmConfig(rows, columns, split_k=split, tile_scales=late)
             yield config
-            if config.pairs and m >= LEAST_SHARED_M and num_sms > 1:
-                yield dataclasses.replace(config, cluster_rows=2)
+            if config.pairs and row_tiles > 1 and not wasted and num_sms > 1:
+                yield dataclasses.replace(config, cluster_rows=2, group=SHARED_GROUP)
 
 
 def estimate_us(
@@ -82,7 +84,7 @@ def estimate_us(
 ) -> float:
     """The model's time in microseconds."""
     if isinstance(c, Fp4SwappedConfig):
-        return sm90_fp4_swapped.estimate_us(c, m, n, k, scales, out_bytes, num_sms)
+        return sm90_fp4_swapped.estimate_us(c, (m,), n, k, scales, out_bytes, num_sms)
     clusters = ceil_div(ceil_div(m, c.rows), c.cluster_rows) * ceil_div(n, c.columns)
     waves = ceil_div(clusters, resident_clusters(c.cluster, num_sms))
     blocks = ceil_div(ceil_div(k, BLOCK_K), c.split_k)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jax_deepgemm.heuristics.fp4_config import Scales
@@ -14,10 +16,10 @@ MAX_TOKENS = 128  # beyond which weights had better be decoded once for many of 
 COLUMNS = (8, 16, 32, 48, 64, 96, 128)
 
 CLOCK_MHZ = 1700
-L2_BYTES_PER_US = 6.77e6
-LAUNCH_US = 3.18
-TILE_US = 0.83  # the sums' way to memory
-SPLIT_US = 1.52
+L2_BYTES_PER_US = 7.48e6
+LAUNCH_US = 3.46
+TILE_US = 0.82  # the sums' way to memory
+SPLIT_US = 1.48
 
 
 class Costs(NamedTuple):
@@ -30,12 +32,12 @@ class Costs(NamedTuple):
     bytes_per_us: float  # from memory
 
 
-# Fitted to 311 measured (shape, configuration) pairs of 24 shapes on an H200.
-IN_ORDER = Costs((1054, 11.9), (338, 7.9), (1384, 5.85), (0, 0), 2.42e6)
-REORDERED = Costs((1339, 0), (381, 9.9), (500, 0), (55, 38.5), 2.88e6)
+# Fitted to 700 measured (problem, configuration) pairs on an H200: 24 dense problems, 38 of groups.
+IN_ORDER = Costs((1024, 12.2), (488, 4.9), (1194, 7.8), (0, 0), 3.81e6)
+REORDERED = Costs((1349, 0), (420, 7.7), (500, 0), (56, 39), 3.55e6)
 
 # Rows, groups of K and warps of scales, of which some cost no registers: these are handed out to four warps at once.
-SHAPES = ((64, 4, 3), (64, 3, 3), (64, 2, 3), (128, 2, 1), (128, 1, 2), (192, 1, 2), (192, 1, 1), (256, 1, 1))
+SHAPES = ((64, 4, 3), (64, 3, 3), (64, 2, 3), (128, 2, 1), (128, 1, 2), (192, 1, 1), (192, 1, 2), (256, 1, 1))
 
 
 def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[Fp4SwappedConfig]:
@@ -53,24 +55,36 @@ def candidates(m: int, n: int, k: int, num_sms: int) -> Iterator[Fp4SwappedConfi
                     continue
 
 
-def estimate_us(c: Fp4SwappedConfig, m: int, n: int, k: int, scales: Scales, out_bytes: int, num_sms: int) -> float:
-    """The model's time in microseconds."""
+def estimate_us(
+    c: Fp4SwappedConfig,
+    tokens: Sequence[int],
+    n: int,
+    k: int,
+    scales: Scales,
+    out_bytes: int,
+    num_sms: int,
+    groups: int = 1,
+) -> float:
+    """The model's time in microseconds, of `groups` groups of n rows of weights, each with one of these `tokens`."""
     cost = REORDERED if c.groups_by_lanes(scales) else IN_ORDER
-    tiles = ceil_div(n, c.rows) * ceil_div(m, c.columns)
-    waves = ceil_div(tiles, resident_clusters(c.split_k, num_sms))
+    across = [ceil_div(m, c.columns) for m in tokens]  # tiles of a group's tokens
+    row_tiles, resident = ceil_div(n, c.rows), resident_clusters(c.split_k, num_sms)
+    tiles = groups * row_tiles * statistics.mean(across)
+    spread = math.sqrt(groups) * row_tiles * statistics.pstdev(across)
+    waves = statistics.mean(max(1, math.ceil((tiles + by * spread) / resident)) for by in (-1, 0, 1))
     units = ceil_div(ceil_div(k, UNIT_BLOCKS * BLOCK_K), c.split_k)
 
-    def cycles(of: tuple[float, float], tokens: int = c.columns) -> float:
+    def cycles(of: tuple[float, float], tokens: float = c.columns) -> float:
         return of[0] + of[1] * tokens
 
     busiest = max(
         cycles(cost.latency) * ceil_div(units, c.k_groups),
         cycles(cost.issue) * units * c.rows / 64,
         cycles(cost.scales) * ceil_div(units, c.scale_warps),
-        cycles(cost.copies, min(m, c.columns)) * units,
+        cycles(cost.copies, statistics.mean(min(m, c.columns) for m in tokens)) * units,
     )
     work = waves * (busiest / CLOCK_MHZ + TILE_US + SPLIT_US * (c.split_k > 1))
-    weights = n * (k // 2 + ceil_div(k, BLOCK_K) * scales.row_bytes)
-    landed = weights * ceil_div(m, c.columns) + tiles * c.columns * k
-    memory = (weights + m * k + m * n * out_bytes) / cost.bytes_per_us
+    weights = groups * n * (k // 2 + ceil_div(k, BLOCK_K) * scales.row_bytes)
+    landed = weights * statistics.mean(across) + tiles * c.columns * k
+    memory = (weights + groups * statistics.mean(tokens) * (k + n * out_bytes)) / cost.bytes_per_us
     return LAUNCH_US + (work**4 + max(memory, landed / L2_BYTES_PER_US) ** 4) ** 0.25

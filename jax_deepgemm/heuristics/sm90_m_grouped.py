@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from jax_deepgemm.heuristics import sm90, sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import Bf16GemmConfig
-from jax_deepgemm.heuristics.fp4_swapped_config import Fp4SwappedConfig
 from jax_deepgemm.heuristics.gemm_config import BLOCK_K, GemmConfig, ceil_div
 
 Tile = TypeVar("Tile", bound=GemmConfig)
@@ -48,7 +47,7 @@ def ranked(
     rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
 ) -> list[GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
-    sizes = about(rows, expected)
+    sizes = about(rows, EXPECTED if expected else UNKNOWN)
     found = [c for c in _candidates(rows, sizes, groups * n, k, num_sms) if c.rows < 256 or out_bytes == 2]  # no spills
     best = _measured(rows, expected, groups, n, k, num_sms, wide=out_bytes > 2)
     if best is not None and max(best.stage_blocks, best.ahead) * BLOCK_K <= k and best not in found:
@@ -89,7 +88,7 @@ def _measured(rows: int, expected: bool, groups: int, n: int, k: int, num_sms: i
 
 def _rounds(c: GemmConfig, rows: int, groups: int, n: int, num_sms: int) -> int:
     """Of the grid, for the tiles to expect of groups of about `rows` rows."""
-    of_group = sum(ceil_div(m, c.rows) for m in about(rows, True)) / len(EXPECTED)
+    of_group = sum(ceil_div(m, c.rows) for m in about(rows, EXPECTED)) / len(EXPECTED)
     return math.ceil(groups * of_group * ceil_div(n, c.columns) / num_sms)
 
 
@@ -112,7 +111,7 @@ def ranked_bf16(
     layout: str, rows: int, expected: bool, groups: int, n: int, k: int, out_bytes: int, num_sms: int, smem_bytes: int
 ) -> list[Bf16GemmConfig]:
     """All candidates for that problem, the cheapest first; never none."""
-    sizes = about(rows, expected)
+    sizes = about(rows, EXPECTED if expected else UNKNOWN)
     found: dict[Bf16GemmConfig, None] = {}
     for m in sizes:
         for c in sm90_bf16.candidates(layout, m, groups * n, k, num_sms):
@@ -153,12 +152,12 @@ def _measured_bf16(layout: str, rows: int, expected: bool, n: int) -> Bf16GemmCo
     return Bf16GemmConfig(128, 8, swap=True, layout=layout) if rows > 2 else None
 
 
-def about(rows: int, expected: bool) -> list[int]:
-    """Numbers of rows that a group may have."""
-    return [max(1, round(rows * share)) for share in (EXPECTED if expected else UNKNOWN)]
+def about(rows: int, shares: Sequence[float]) -> list[int]:
+    """Numbers of rows that a group may have: these shares of the mean."""
+    return [max(1, round(rows * share)) for share in shares]
 
 
-def width_of(c: GemmConfig | Fp4SwappedConfig, groups: int, n: int) -> int:
+def width_of(c: GemmConfig, groups: int, n: int) -> int:
     """Columns of all groups' tiles."""
     return groups * ceil_div(n, c.tile_n) * c.tile_n
 
