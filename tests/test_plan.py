@@ -246,3 +246,29 @@ def test_shared_memory_is_what_the_kernel_lays_out() -> None:
     last = list(wrong)[-1]
     with pytest.raises(nvrtc.NvrtcError, match=r"(?s)Config2.*1 error detected"):
         compile_layouts(wrong | {last: wrong[last] + 1}, end_of_layout)
+
+
+@pytest.mark.parametrize(
+    ("config", "m", "n", "blocks", "at_once"),
+    [
+        (GemmConfig(128, 128), 128, 10**6, 1000, True),  # by one row tile
+        (GemmConfig(64, 64), 128, 4096, 56, True),  # by two, in one round of the grid
+        (GemmConfig(64, 64), 128, 4224, 128, True),
+        (GemmConfig(64, 64), 128, 4225, 56, False),  # in two
+        (GemmConfig(64, 64), 128, 4096, 129, False),  # over too much of K
+        (GemmConfig(64, 64, split_k=2), 128, 2048, 56, False),
+        (GemmConfig(64, 64, cluster_columns=2), 128, 2048, 56, False),
+        (GemmConfig(64, 128), 256, 4096, 112, True),
+        (GemmConfig(64, 128), 257, 1024, 112, False),  # by five
+        (GemmConfig(64, 128, swap=True), 256, 4096, 112, True),  # tokens are columns
+    ],
+)
+def test_weights_that_are_read_at_once(config: GemmConfig, m: int, n: int, blocks: int, at_once: bool) -> None:
+    assert sm90.read_at_once(config, m, n, blocks, H100.num_sms) == at_once
+
+
+@pytest.mark.parametrize(("case", "once"), [(Gemm(128, 4096, 7168), True), (Gemm(1024, 576, 7168), False)], ids=str)
+def test_kernels_are_told_of_it(case: Gemm, once: bool) -> None:
+    launch = golden.launch(case)
+    assert launch is not None
+    assert dict(launch.kernel.template)["kReadBOnce"] == once

@@ -34,6 +34,8 @@ MULTICAST_US = 1.0  # for CTAs that wait for each other
 RUN_BLOCKS = 32  # from which on runs of tiles of 64 x 128 were timed
 RUNS_OF_64 = 0.88  # what tiles of 64 x 128 in runs take of the model's time: loads have fewer gaps
 
+# Row tiles, and blocks of K, that keep step well enough to read weights from the L2 cache before they leave it.
+MOST_TOGETHER, MOST_BLOCKS_TOGETHER = 4, 128
 HANDED_OVER_ROWS = 256  # from which on tiles may be handed over to a warp that stores
 ALIKE = 1.005  # prices closer than this say nothing where weights are streamed
 LARGE_M, LARGE_ROWS, LARGE_COLUMNS = 256, 128, 96  # beyond which, and from which, tiles are large
@@ -164,6 +166,18 @@ def store_warp(
     tiles = groups * ceil_div(m, c.tile_m) * ceil_div(n, c.tile_n)
     wide = store.atom_bytes == 128 and store.buffers > 0
     return c.stores_by_tma and wide and m >= least_rows and tiles > num_sms
+
+
+def read_at_once(c: GemmConfig, m: int, n: int, blocks: int, num_sms: int) -> bool:
+    """Whether weights leave the L2 cache first: each is read once, or by a few tiles that all run at the same time.
+
+    They push out each other then instead of what else is there. Where tiles take turns, or drift apart over many blocks
+    of K, they would be gone before the next row of tiles has read them.
+    """
+    row_tiles = ceil_div(m, c.tile_m)
+    running = c.cluster == 1 and row_tiles * ceil_div(n, c.tile_n) <= num_sms
+    together = running and row_tiles <= MOST_TOGETHER and blocks <= MOST_BLOCKS_TOGETHER
+    return row_tiles == 1 or together
 
 
 def _is_large(rows: int, columns: int, m: int) -> bool:

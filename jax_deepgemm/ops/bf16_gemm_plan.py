@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_deepgemm.heuristics import sm90, sm90_bf16
 from jax_deepgemm.heuristics.bf16_config import BLOCK_K, SLAB, Bf16GemmConfig
+from jax_deepgemm.heuristics.gemm_config import ceil_div
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops.gemm_plan import MAX_EXTENT, grid_size, store_map, template
 
@@ -74,8 +75,9 @@ def launch(
     store = tile.store(out_bytes, smem_bytes)
     # A configuration may come from a smaller matrix: vmap folds a batch into M.
     rows_loaded = tile.rows_loaded if tile.rows_loaded >= (n if tile.swap else m) else tile.rows
+    read_once = sm90.read_at_once(tile, m, n, ceil_div(k, BLOCK_K), num_sms)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, m, out_bytes, has_c, sm90.store_warp(tile, store, m, n, num_sms)),
+        *template(tile, stages, store, read_once, out_bytes, has_c, sm90.store_warp(tile, store, m, n, num_sms)),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", rows_loaded),

@@ -163,7 +163,7 @@ def _by_feeding_warps(
             f"{tile} must have room for two packed stages in {smem_bytes} bytes of shared memory, got {packed_stages}"
         )
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, tile.decoded_stages, store, m, out_bytes, has_c),
+        *template(tile, tile.decoded_stages, store, m <= tile.tile_m, out_bytes, has_c),
         ("kFeedGroups", tile.feed_groups),
         ("kPackedStages", packed_stages),
         ("kScaleN", 1),

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_deepgemm.heuristics import sm90, sm90_1d1d, sm90_resident
 from jax_deepgemm.heuristics.config_1d1d import GemmConfig1d1d
-from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig
+from jax_deepgemm.heuristics.gemm_config import BLOCK_K, SCALE_BLOCK, GemmConfig, ceil_div
 from jax_deepgemm.heuristics.resident_config import ResidentConfig
 from jax_deepgemm.launch import Kernel, Launch, Pointer, Scalar, TensorMap
 from jax_deepgemm.ops import fp8_resident_plan
@@ -85,8 +85,9 @@ def launch(
     store = tile.store(out_bytes, smem_bytes)
     by_row = isinstance(tile, GemmConfig1d1d)
     store_warp = not by_row and sm90.store_warp(tile, store, m, n, num_sms)
+    read_once = m <= tile.tile_m if by_row else sm90.read_at_once(tile, m, n, ceil_div(k, BLOCK_K), num_sms)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, m, out_bytes, has_c, store_warp),
+        *template(tile, stages, store, read_once, out_bytes, has_c, store_warp),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kRings", not by_row and sm90.whole_rings(tile, m)),

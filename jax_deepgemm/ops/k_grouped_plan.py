@@ -77,7 +77,7 @@ def bf16_launch(
     """The launch of one configuration, whatever chose it. Raises ValueError where its pipeline does not fit."""
     stages, store = stages_of(tile, out_bytes, smem_bytes), tile.store(out_bytes, smem_bytes)
     arguments = (
-        *template(tile, stages, store, m, out_bytes, has_c),
+        *template(tile, stages, store, False, out_bytes, has_c),
         ("kKGrouped", True),
         ("kMnRows", True),
         ("kMnColumns", True),
@@ -93,7 +93,7 @@ def bf16_launch(
         )
 
     return Launch(
-        kernel=Kernel("sm90_k_grouped_bf16_gemm", replaced(arguments, kReadBOnce=False)),
+        kernel=Kernel("sm90_k_grouped_bf16_gemm", arguments),
         grid=(grid_size(tile, groups, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         shared_memory=tile.shared_memory(out_bytes, smem_bytes) + table_bytes(groups),
@@ -150,7 +150,7 @@ def fp8_launch(
     """As `bf16_launch`."""
     stages, store = stages_of(tile, out_bytes, smem_bytes), tile.store(out_bytes, smem_bytes)
     arguments = (
-        *template(tile, stages, store, m, out_bytes, has_c),
+        *template(tile, stages, store, False, out_bytes, has_c),
         ("kKGrouped", True),
         ("kScaleN", 1),
         ("kAhead", tile.ahead),
@@ -165,7 +165,7 @@ def fp8_launch(
     d_map = results_map(d, groups, m, n, out_bytes, (store.atom_bytes // out_bytes, 16), store.atom_bytes)
     c_map = results_map(c, groups, m, n, out_bytes, (128 // out_bytes, tile.rows), 128) if has_c else d_map
     return Launch(
-        kernel=Kernel("sm90_k_grouped_fp8_gemm_1d1d", replaced(arguments, kReadBOnce=False)),
+        kernel=Kernel("sm90_k_grouped_fp8_gemm_1d1d", arguments),
         grid=(grid_size(tile, groups, m, n, num_sms), 1, 1),
         block=(tile.math_groups * 128 + 128, 1, 1),
         shared_memory=tile.shared_memory(out_bytes, smem_bytes) + table_bytes(groups),
@@ -190,10 +190,6 @@ def stages_of(tile: GemmConfig, out_bytes: int, smem_bytes: int) -> int:
     if stages < 2:
         raise ValueError(f"{tile} must have room for two stages in {smem_bytes} bytes of shared memory, got {stages}")
     return stages
-
-
-def replaced(arguments: Sequence[tuple[str, Any]], **changed: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, changed.get(name, value)) for name, value in arguments)
 
 
 def results_map(

@@ -66,7 +66,7 @@ def launch(tile: Bf16GemmConfig, problem: Problem, *, pdl: bool = False) -> Laun
         tile, store, problem.rows, n, problem.num_sms, groups=groups, least_rows=sm90_m_grouped.HANDED_OVER_ROWS["bf16"]
     )
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, problem.rows, out_bytes, False, store_warp),
+        *template(tile, stages, store, problem.rows <= tile.tile_m, out_bytes, False, store_warp),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", tile.rows),

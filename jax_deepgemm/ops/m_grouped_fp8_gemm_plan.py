@@ -55,7 +55,7 @@ def launch(tile: GemmConfig, problem: Problem, *, pdl: bool = False) -> Launch:
         tile, store, problem.rows, n, problem.num_sms, groups=groups, least_rows=sm90_m_grouped.HANDED_OVER_ROWS["fp8"]
     )
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, problem.rows, out_bytes, False, store_warp),
+        *template(tile, stages, store, problem.rows <= tile.tile_m, out_bytes, False, store_warp),
         ("kScaleN", SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kRings", sm90.whole_rings(tile, problem.rows * groups)),
