@@ -214,12 +214,13 @@ def check_fp4_that_folds_in_part(config: Any, m: int, k: int, num_sms: int, seed
     random = np.random.default_rng(2)
     n = 392
     exponents = np.repeat(random.integers(118, 124, (n, 1), np.uint8), k // 32, axis=1)
-    exponents[n // 2 :, 1::4] += 9  # more than one table of the decoder spans
+    exponents[: n // 2, 1::4] += 12  # more than one table of the decoder spans
     a, _ = fp4.operands(m, n, k)
     b = fp4.weights(random.integers(0, 16, (n, k), np.uint8), exponents)
     with emulated(seed=seed, changes=changes, target=dataclasses.replace(ROOMY, num_sms=num_sms)):
-        d = fp8_fp4_gemm_nt(a, b, config=config)
-    helpers.assert_close(d, fp4.oracle(a, b))
+        d = np.asarray(fp8_fp4_gemm_nt(a, b, out_dtype=F32, config=config), np.float64)
+    wanted = fp4.oracle(a, b)
+    assert (np.linalg.norm(d - wanted, axis=0) < 1e-3 * np.linalg.norm(wanted, axis=0)).all()  # of small ones, too
 
 
 # Many tokens; few in order; and by bytes that change places, copied by a warp, with scales by turns.

@@ -271,4 +271,4 @@ def test_weights_that_are_read_at_once(config: GemmConfig, m: int, n: int, block
 def test_kernels_are_told_of_it(case: Gemm, once: bool) -> None:
     launch = golden.launch(case)
     assert launch is not None
-    assert dict(launch.kernel.template)["kReadBOnce"] == once
+    assert dict(launch.kernel.template)["kBLeavesFirst"] == once

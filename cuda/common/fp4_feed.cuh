@@ -80,7 +80,7 @@ struct Fp4Feed {
             const u32 row = at.n0 + task.rows * kTaskRows, block = at.block + task.block;
             u8* const to = shared.packed((warp * kPackedStages + slot) * kTasks + i);
             const u32 at_k = (walk.k_begin + block) * (kBlockK / 2);
-            if constexpr (Config::kReadBOnce) {
+            if constexpr (Config::kBLeavesFirst) {
                 if (lane == 0) tma_load_2d(to, weights, full, at_k, at.of_group + row, l2_evict_first());
             } else {
                 if (lane == 0) tma_load_2d(to, weights, full, at_k, at.of_group + row);

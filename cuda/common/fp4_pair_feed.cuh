@@ -2,8 +2,8 @@
 // for all of K, nothing but values is written for a block; other tiles are decoded as by `Fp4Feed`.
 //
 // Instructions here take register ports from the products, so there are few, and the warps wait for little:
-// - What a lane reads and writes lies at its eight places under the swizzle, the same for packed and decoded values,
-//   behind an address that all lanes have in common: no arithmetic but the decoding itself.
+// - What a lane reads and writes lies at a few places under the swizzle, kept in registers, behind an address that all
+//   lanes have in common: no arithmetic but the decoding itself.
 // - Global memory is read right behind a fence, which would wait for it in front, and used a block of K later. The
 //   exponents of two blocks are read at once.
 //
@@ -61,7 +61,7 @@ struct Fp4PairFeed : Fp4Feed<Config> {
         Barrier& full = this->shared.packed_full(this->warp, slot);
         u8* const to = this->shared.packed(this->warp * kPackedStages + slot);
         if (this->lane == 0) full.arrive_expect_bytes(Layout::kTaskBytes);
-        if constexpr (Config::kReadBOnce) {
+        if constexpr (Config::kBLeavesFirst) {
             if (this->lane == 0) tma_load_2d(to, weights, full, at.block * (kBlockK / 2),
                                              at.of_group + at.n0 + share().first_row(), l2_evict_first());
         } else {

@@ -51,7 +51,7 @@ struct Fp4SwappedFeed {
                 const u32 boxes = kGroupsByLanes ? 0 : blocks_of(i);
                 if (elected) {
                     full.arrive_expect_bytes(Layout::kWeightsBytes + boxes * Layout::kTokensBytes);
-                    if constexpr (Config::kReadBOnce) {
+                    if constexpr (Config::kBLeavesFirst) {
                         tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row, policy);
                     } else {
                         tma_load_2d(shared.weights(pipe.stage), weights_map, full, at_k / 2, row);

@@ -38,8 +38,8 @@ struct Fp8Producer {
     static __device__ __forceinline__ void load_tiles(const Shared& shared, const TensorMap& rows_map,
                                                          const TensorMap& columns_map, const TensorMap& c_map, u32 m,
                                                          u32 n, u32 k) {
-        constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
-        constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        constexpr bool kRowsOnce = Config::kBLeavesFirst && Config::kSwap;
+        constexpr bool kColumnsOnce = Config::kBLeavesFirst && !Config::kSwap;
         const u64 policy = l2_evict_first();
         const bool elected = elect_one();
         Walk walk(shared, m, n, k);

@@ -84,8 +84,8 @@ struct Sm90Bf16Gemm {
                                                    const TensorMap& columns_map, u32 m, u32 n, u32 k) {
         constexpr u32 kLoadedBytes =
             Layout::kBlockBytes - (Config::kRows - Config::kRowsLoaded) * kRowBytes;  // kMnRows: all are loaded
-        constexpr bool kRowsOnce = Config::kReadBOnce && Config::kSwap;
-        constexpr bool kColumnsOnce = Config::kReadBOnce && !Config::kSwap;
+        constexpr bool kRowsOnce = Config::kBLeavesFirst && Config::kSwap;
+        constexpr bool kColumnsOnce = Config::kBLeavesFirst && !Config::kSwap;
         constexpr bool kStackedRows = Walk::kStacked && Config::kMnRows && Config::kSwap;
         constexpr bool kStackedColumns = Walk::kStacked && Config::kMnColumns && !Config::kSwap;
         const u64 policy = l2_evict_first();

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -25,6 +24,7 @@ STEP = 8  # columns of wgmma
 MOST_AHEAD_COLUMNS = 128  # wider runs of blocks spill
 # Rows to expect of groups, within 30 % of it, of which all but a few take one tile of so many.
 ONE_TILE = {128: 100, 192: 150, 256: 200}
+SEVERAL_TILES = 416  # rows to expect, beyond which BF16 tiles of 192 x 192 are better
 TILE_OF_256 = 1.38  # what a tile of 256 x 128 takes of the time of one of 128 x 192
 FEW_ROWS = 48  # on average, of groups of any size, beyond which too many would need a second small or swapped tile
 SOME_ROWS = 80  # the same, beyond which tiles of 192 rows are better than tiles of 128
@@ -73,7 +73,7 @@ def _measured(rows: int, expected: bool, groups: int, n: int, k: int, num_sms: i
         if ONE_TILE[192] < rows <= ONE_TILE[256] and not wide:
             whole, low = GemmConfig(256, 128, cluster_columns=paired), GemmConfig(128, 192)
             rounds = [_rounds(c, rows, groups, n, num_sms) for c in (whole, low)]
-            return whole if rounds[0] * TILE_OF_256 <= rounds[1] else low
+            return low if n >= LEAST_N and rounds[1] < rounds[0] * TILE_OF_256 else whole
         if rows > ONE_TILE[128]:
             return GemmConfig(192, 128)
         return GemmConfig(64, 32, swap=True, stage_blocks=4) if 16 < rows <= 24 else None
@@ -88,8 +88,8 @@ def _measured(rows: int, expected: bool, groups: int, n: int, k: int, num_sms: i
 
 def _rounds(c: GemmConfig, rows: int, groups: int, n: int, num_sms: int) -> int:
     """Of the grid, for the tiles to expect of groups of about `rows` rows."""
-    of_group = sum(ceil_div(m, c.rows) for m in about(rows, EXPECTED)) / len(EXPECTED)
-    return math.ceil(groups * of_group * ceil_div(n, c.columns) / num_sms)
+    of_groups = groups * sum(ceil_div(m, c.rows) for m in about(rows, EXPECTED))
+    return ceil_div(of_groups * ceil_div(n, c.columns), len(EXPECTED) * num_sms)
 
 
 def _whole_groups(some: list[Tile], rows: int, expected: bool) -> list[Tile]:
@@ -136,7 +136,7 @@ def _measured_bf16(layout: str, rows: int, expected: bool, n: int) -> Bf16GemmCo
     if n < LEAST_N:
         return None
     if expected:
-        if rows > 2 * ONE_TILE[256]:
+        if rows > SEVERAL_TILES:
             return Bf16GemmConfig(192, 192, layout=layout, eager=eager)
         if ONE_TILE[128] < rows <= ONE_TILE[192]:
             return Bf16GemmConfig(192, 128, layout=layout, eager=eager)

@@ -75,9 +75,9 @@ def launch(
     store = tile.store(out_bytes, smem_bytes)
     # A configuration may come from a smaller matrix: vmap folds a batch into M.
     rows_loaded = tile.rows_loaded if tile.rows_loaded >= (n if tile.swap else m) else tile.rows
-    read_once = sm90.read_at_once(tile, m, n, ceil_div(k, BLOCK_K), num_sms)
+    b_leaves_first = sm90.read_at_once(tile, m, n, ceil_div(k, BLOCK_K), num_sms)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, read_once, out_bytes, has_c, sm90.store_warp(tile, store, m, n, num_sms)),
+        *template(tile, stages, store, b_leaves_first, out_bytes, has_c, sm90.store_warp(tile, store, m, n, num_sms)),
         ("kMnRows", tile.mn_rows),
         ("kMnColumns", tile.mn_columns),
         ("kRowsLoaded", rows_loaded),

@@ -35,17 +35,22 @@ def split(x: jax.Array, axis: int, sizes: Sequence[int], entries: Sequence[Any])
     return _reshape(x, shape, [*mine[:axis], *entries, *mine[axis + 1 :]])
 
 
-def resize(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """`x` padded with zeros, or cut, to `shape`. A dimension that changes loses its sharding."""
+def resize(x: jax.Array, shape: Sequence[int], *, repeat: bool = False) -> jax.Array:
+    """`x` padded, or cut, to `shape`: with zeros, or what comes last repeated. What changes loses its sharding."""
     if tuple(shape) == x.shape:
         return x
-    edges = [(0, new - old, 0) for new, old in zip(shape, x.shape, strict=True)]
+    ends = [new - old for new, old in zip(shape, x.shape, strict=True)]
+
+    def pad(v: jax.Array) -> jax.Array:
+        if repeat and 0 not in v.shape:
+            return jnp.pad(v, [(0, end) for end in ends], mode="edge")
+        return jax.lax.pad(v, jnp.zeros((), v.dtype), [(0, end, 0) for end in ends])
 
     def specs(mesh_shape: Mapping[str, int], types: Sequence[Any]) -> list[PartitionSpec]:
         kept = zip(types[0].sharding.spec, shape, x.shape, strict=True)
         return [PartitionSpec(*(e if new == old else None for e, new, old in kept))]
 
-    return with_explicit_axes(lambda v: [jax.lax.pad(v, jnp.zeros((), v.dtype), edges)], [x], specs)[0]
+    return with_explicit_axes(lambda v: [pad(v)], [x], specs)[0]
 
 
 def spec(x: jax.Array) -> tuple[Any, ...]:

@@ -51,7 +51,10 @@ def recipe_of(data: jax.Array, scale: jax.Array) -> Recipe:
 
 
 def for_kernel(weights: Fp4Weights, recipe: Recipe, *, k_last: bool = True) -> tuple[jax.Array, jax.Array]:
-    """Data uint8 [..., N, K / 2], and scales with rows as the kernel reads them: UE8M0 as uint8, padded to 16 bytes."""
+    """Data uint8 [..., N, K / 2], and scales with rows as the kernel reads them: UE8M0 as uint8, padded to 16 bytes.
+
+    What is beyond K has the scale of what is before, so that its block of 128 does not need one more.
+    """
     data, scale, _ = weights
     if not k_last:
         data, scale = (x.swapaxes(-1, -2) for x in (unpacked(data), scale))
@@ -61,7 +64,7 @@ def for_kernel(weights: Fp4Weights, recipe: Recipe, *, k_last: bool = True) -> t
         scale = jax.lax.bitcast_convert_type(scale, jnp.uint8)
     data = packed(data)
     row = scale_row_bytes(2 * data.shape[-1], scale_kind(scale.dtype, recipe)) // scale.dtype.itemsize
-    return data, resize(scale, (*scale.shape[:-1], row))
+    return data, resize(scale, (*scale.shape[:-1], row), repeat=True)
 
 
 def values(data: jax.Array, scale: jax.Array, recipe: Recipe) -> jax.Array:

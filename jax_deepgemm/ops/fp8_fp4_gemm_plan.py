@@ -192,7 +192,7 @@ def _swapped(tile: Fp4SwappedConfig, m: int, scales: Scales, out_bytes: int, sme
         ("kClusterRows", 1),
         ("kClusterColumns", 1),
         ("kGroup", tile.group),
-        ("kReadBOnce", m <= tile.columns),
+        ("kBLeavesFirst", m <= tile.columns),
         ("kGroupsByLanes", tile.groups_by_lanes(scales)),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),

@@ -85,9 +85,9 @@ def launch(
     store = tile.store(out_bytes, smem_bytes)
     by_row = isinstance(tile, GemmConfig1d1d)
     store_warp = not by_row and sm90.store_warp(tile, store, m, n, num_sms)
-    read_once = m <= tile.tile_m if by_row else sm90.read_at_once(tile, m, n, ceil_div(k, BLOCK_K), num_sms)
+    b_leaves_first = m <= tile.tile_m if by_row else sm90.read_at_once(tile, m, n, ceil_div(k, BLOCK_K), num_sms)
     arguments: tuple[tuple[str, int | bool | str], ...] = (
-        *template(tile, stages, store, read_once, out_bytes, has_c, store_warp),
+        *template(tile, stages, store, b_leaves_first, out_bytes, has_c, store_warp),
         ("kScaleN", 1 if by_row else SCALE_BLOCK),
         ("kAhead", tile.ahead),
         ("kRings", not by_row and sm90.whole_rings(tile, m)),

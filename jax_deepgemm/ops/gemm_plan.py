@@ -9,9 +9,15 @@ MAX_EXTENT = 2**31 - 512  # the coordinates of a TMA box, also beyond the last t
 
 
 def template(
-    tile: GemmConfig, stages: int, store: Store, read_once: bool, out_bytes: int, has_c: bool, store_warp: bool = False
+    tile: GemmConfig,
+    stages: int,
+    store: Store,
+    b_leaves_first: bool,
+    out_bytes: int,
+    has_c: bool,
+    store_warp: bool = False,
 ) -> tuple[tuple[str, int | bool | str], ...]:
-    """The template arguments that every GEMM kernel has. `read_once`: whether B leaves the L2 cache first."""
+    """The template arguments that every GEMM kernel has. `b_leaves_first`: the L2 cache."""
     return (
         ("kRows", tile.rows),
         ("kColumns", tile.columns),
@@ -27,7 +33,7 @@ def template(
         ("kStoreAtomBytes", store.atom_bytes),
         ("kStoreBuffers", store.buffers),
         ("kStoreWarp", store_warp),
-        ("kReadBOnce", read_once),
+        ("kBLeavesFirst", b_leaves_first),
         ("kHasC", has_c),
         ("Out", "bf16" if out_bytes == 2 else "float"),
     )
