@@ -67,7 +67,8 @@ def array(name: str, x: Any, dtypes: Sequence[DTypeLike], dims: str, shape: Sequ
         fail(TypeError, name, wanted, x)
     if x.dtype not in [jnp.dtype(d) for d in dtypes]:
         fail(TypeError, name, wanted, x)
-    if x.ndim != len(dims.split(",")) or (shape is not None and x.shape != tuple(shape)):
+    rank = len(dims.split(",") if shape is None else shape)  # symbolic sizes are spelled with commas, too
+    if x.ndim != rank or (shape is not None and x.shape != tuple(shape)):
         fail(ValueError, name, wanted, x)
     return jnp.asarray(x)
 
@@ -115,6 +116,19 @@ def integers(name: str, x: Any, dims: str, shape: Sequence[int | None]) -> None:
         fail(TypeError, name, wanted, x)
     if x.ndim != len(shape) or any(size not in (None, found) for size, found in zip(shape, x.shape, strict=True)):
         fail(ValueError, name, wanted, x)
+
+
+def numbers(name: str, x: Any, dims: str, shape: Sequence[int | None]) -> jax.Array:
+    """`x` as int32, of any integers of `shape`, where None is any size; what int32 does not hold becomes its end."""
+    integers(name, x, dims, shape)
+    if x.dtype == jnp.int32:
+        return jnp.asarray(x)
+    ends = np.iinfo(np.int32)
+    wide = x.dtype.itemsize > 4
+    low = ends.min if wide and jnp.issubdtype(x.dtype, jnp.signedinteger) else None
+    high = ends.max if wide or x.dtype == jnp.uint32 else None
+    clip = np.clip if isinstance(x, np.ndarray) else jnp.clip  # JAX has no int64 of its own without x64
+    return jnp.asarray((x if low is None and high is None else clip(x, low, high)).astype(jnp.int32))
 
 
 def as_integer(value: Any) -> int | None:

@@ -69,7 +69,20 @@ def target() -> tuple[Target | None, str]:
     return (None, no_gpu) if no_gpu else common_target(jax.devices())
 
 
+def no_backend() -> str | None:
+    """Why JAX has no devices, None if it has."""
+    try:
+        jax.devices()
+    except Exception as error:  # of several kinds, an AssertionError too
+        said = str(error).strip().splitlines()
+        return f"JAX has no devices: {type(error).__name__}{': ' + said[0] if said else ''}"
+    return None
+
+
 def _no_gpu() -> str | None:
+    missing = no_backend()
+    if missing:
+        return missing
     device = jax.devices()[0]
     return None if device.platform == "gpu" else f"the default device is {device.device_kind}, and kernels run on GPUs"
 
@@ -167,18 +180,21 @@ def faults(row: dict[str, Any]) -> list[str]:
 def examine() -> dict[str, Any]:
     """Everything that `python -m jax_deepgemm` shows; `faults` is empty if all is well."""
     chosen, why = target()
-    cache = compiler.cache_folder()
+    cache, missing = compiler.cache_folder(), no_backend()
+    devices = [] if missing else jax.devices()
     report: dict[str, Any] = {
         "versions": versions(),
-        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in devices],
         "target": None if chosen is None else dataclasses.asdict(chosen),
         "target_reason": why,
         "nvrtc": compiler.nvrtc_location(),
         "cache_folder": None if cache is None else str(cache),
         "operations": operations(),
         "main_job": [],
-        "faults": [],
+        "faults": [missing] if missing else [],
     }
+    if missing:
+        return report
     for sizes in GPU_SIZES if jax.default_backend() == "gpu" else CPU_SIZES:
         try:
             row = main_job(*sizes)

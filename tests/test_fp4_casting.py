@@ -95,20 +95,9 @@ def test_input_dtypes_jit_and_vmap(dtype):
         np.testing.assert_allclose(np.asarray(back, np.float32), np.asarray(x[i], np.float32), rtol=0.34, atol=0.2)
 
 
-@pytest.mark.parametrize("transformed", [lambda f: f, jax.jit, jax.vmap])
-def test_gradients_pass_through(transformed):
-    """Rounding counts as the identity and a scale as a constant, but what comes back is rounded to FP4 as data is."""
-    x = jax.random.uniform(jax.random.key(0), (2, 40, 130), minval=0.5, maxval=1.0).at[:, :, ::32].set(6)
-    x = x if transformed is jax.vmap else x[0]
-
-    def loss(x):
-        return cast_back_from_fp4(per_token_cast_to_fp4(x)).sum()
-
-    gradient = np.asarray(transformed(jax.grad(loss))(x))
-    below = np.asarray(x) < 6  # at the clamp half of it passes
-    np.testing.assert_array_equal(gradient[below], 1)
-    _, tangents = jax.jvp(transformed(per_token_cast_to_fp4), (x,), (jnp.ones_like(x),))
-    assert tangents.data.dtype == jnp.float4_e2m1fn and not np.asarray(tangents.scale).any()
+def test_a_gradient_needs_more_bits():
+    with pytest.raises(NotImplementedError, match=r"per_token_cast_to_fp4 cannot be differentiated: .*stop_gradient"):
+        jax.grad(lambda x: cast_back_from_fp4(per_token_cast_to_fp4(x)).sum())(jnp.ones((4, 64)))
 
 
 ZEROS = jnp.zeros((4, 256), jnp.float4_e2m1fn)

@@ -197,6 +197,17 @@ def test_scan_over_layers():
         assert relative_error(g, np.asarray(w)) < 1e-3
 
 
+def test_export_of_a_gradient_with_symbolic_rows():
+    x, w, _ = arrays(40, 136, 272)
+    m, *_ = jax.export.symbolic_shape("m")
+
+    def gradient(x):
+        return jax.grad(lambda w: fp8_linear(x, w).astype(jnp.float32).sum())(w)
+
+    exported = jax.export.export(jax.jit(gradient), platforms=("cpu",))(jax.ShapeDtypeStruct((m, 272), x.dtype))
+    assert_close(exported.call(x), np.asarray(gradient(x)))
+
+
 def test_export_with_symbolic_rows():
     x, w, _ = arrays(40, 136, 272)
     m, *_ = jax.export.symbolic_shape("m")

@@ -101,9 +101,9 @@ A, B, KS = jnp.zeros((64, 16), BF16), jnp.zeros((64, 24), BF16), sizes([30, 34])
         (lambda: gemm(A, B[:8], KS), ValueError, r"`b` must be of shape \(64, N\) with the K of `a`"),
         (lambda: gemm(A[:, :9], B, KS), ValueError, r"`a` must be of shape \(K, M\) with M a multiple of 8"),
         (lambda: gemm(A, B[:, :9], KS), ValueError, r"`b` must be of shape \(K, N\) with N a multiple of 8"),
-        (lambda: gemm(A, B, [30, 34]), TypeError, r"`ks` must be int32 of shape \(G\), got list"),
-        (lambda: gemm(A, B, KS.astype(jnp.int16)), TypeError, r"`ks` must be int32 of shape \(G\), got int16\[2\]"),
-        (lambda: gemm(A, B, KS[None]), ValueError, r"`ks` must be int32 of shape \(G\), got int32\[1,2\]"),
+        (lambda: gemm(A, B, [30, 34]), TypeError, r"`ks` must be integers of shape \(G\), got list"),
+        (lambda: gemm(A, B, KS.astype(F32)), TypeError, r"`ks` must be integers of shape \(G\), got float32\[2\]"),
+        (lambda: gemm(A, B, KS[None]), ValueError, r"`ks` must be integers of shape \(G\), got int32\[1,2\]"),
         (lambda: gemm(A, B, KS, out_dtype=jnp.float16), TypeError, "`out_dtype` must be float32 or bfloat16"),
         (
             lambda: gemm(A, B, KS, jnp.zeros((2, 16, 24), BF16)),

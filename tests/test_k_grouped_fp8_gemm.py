@@ -139,7 +139,7 @@ RAW = jnp.zeros((16, 100), E4M3), jnp.zeros((16, 1))
             r"`b` must be of shape \(N, 256\) with the P",
         ),
         (lambda: gemm(A, (B.data[:22], B.scale[:22]), KS), ValueError, "N a multiple of 4 for float32 out"),
-        (lambda: gemm(A, B, [30, 34]), TypeError, r"`ks` must be int32 of shape \(G\), got list"),
+        (lambda: gemm(A, B, [30, 34]), TypeError, r"`ks` must be integers of shape \(G\), got list"),
         (
             lambda: gemm(A, B, KS, jnp.zeros((2, 16, 16))),
             ValueError,
@@ -147,7 +147,7 @@ RAW = jnp.zeros((16, 100), E4M3), jnp.zeros((16, 1))
         ),
         (lambda: gemm(A, B, KS, config=GemmConfig1d1d(64, 64, split_k=2)), ValueError, "clusters of one CTA"),
         (lambda: cast(A.data, KS), TypeError, r"`x` must be bfloat16 or float16 or float32 of shape \(K, M\)"),
-        (lambda: cast(jnp.zeros((4, 4)), KS[0]), ValueError, r"`ks` must be int32 of shape \(G\), got int32\[\]"),
+        (lambda: cast(jnp.zeros((4, 4)), KS[0]), ValueError, r"`ks` must be integers of shape \(G\), got int32\[\]"),
         (
             lambda: jax.grad(lambda s: gemm((A.data, s), B, KS).sum())(A.scale),
             NotImplementedError,

@@ -117,10 +117,10 @@ def test_nothing_to_do(kind, m, groups, n):
         (
             {"layout": np.zeros(9, np.int32)},
             ValueError,
-            r"`grouped_layout` must be int32 of shape \(M\), got int32\[9\]",
+            r"`grouped_layout` must be integers of shape \(M\), got int32\[9\]",
         ),
-        ({"layout": np.zeros(10, np.int64)}, TypeError, "`grouped_layout` must be int32"),
-        ({"psum": True}, ValueError, r"`grouped_layout` must be int32 of shape \(G\)"),
+        ({"layout": np.zeros(10, np.float32)}, TypeError, "`grouped_layout` must be integers"),
+        ({"psum": True}, ValueError, r"`grouped_layout` must be integers of shape \(G\)"),
         ({"b": ((3, 16, 128), (3, 1, 1))}, ValueError, r"`b` must be of shape \(G, N, 256\) with the K of `a`"),
         ({"b": ((3, 4, 256), (3, 1, 2))}, ValueError, "`b` must be .* with N a multiple of 8 for bfloat16 out"),
         ({"b": ((3, 16, 256), (3, 1, 1))}, ValueError, r"`b.scale` must be .* of shape \(3, 1, 2\)"),
@@ -143,7 +143,7 @@ def test_errors_of_masked():
     a, b = jnp.zeros((2, 8, 16), jnp.bfloat16), jnp.zeros((3, 8, 16), jnp.bfloat16)
     with pytest.raises(ValueError, match=r"`b` must be of shape \(2, N, 16\) with the G and K of `a`"):
         masked("bf16", a, b, jnp.zeros(2, jnp.int32), 4)
-    with pytest.raises(ValueError, match="`masked_m` must be int32 of shape"):
+    with pytest.raises(ValueError, match="`masked_m` must be integers of shape"):
         masked("bf16", a, b[:2], jnp.zeros(3, jnp.int32), 4)
     with pytest.raises(TypeError, match="`expected_m` must be a number of rows known at tracing"):
         masked("bf16", a, b[:2], jnp.zeros(2, jnp.int32), 2.5)
@@ -164,3 +164,12 @@ def test_no_gradient(kind):
     else:
         with pytest.raises(NotImplementedError, match="cannot be differentiated"):
             jax.grad(lambda s: contiguous(kind, (a[0], s), b, np.zeros(8, np.int32)).sum().astype(jnp.float32))(a[1])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, np.int64, np.uint64])
+def test_layouts_of_any_integers(dtype):
+    a, b = jnp.ones((5, 16), jnp.bfloat16), jnp.ones((3, 8, 16), jnp.bfloat16) * jnp.arange(1, 4)[:, None, None]
+    largest = np.iinfo(dtype).max  # in int64 beyond int32: still no group
+    layout = np.array([2, 0, largest, 1, 1], dtype)
+    got = contiguous("bf16", a, b.astype(jnp.bfloat16), layout)
+    np.testing.assert_array_equal(np.asarray(got[:, 0], np.float32), [48, 16, 0, 32, 32])

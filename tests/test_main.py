@@ -151,6 +151,18 @@ def test_a_crash_is_a_fault_and_the_report_goes_on(monkeypatch):
     assert "RuntimeError: no such kernel" in report["faults"][0]
 
 
+def test_no_backend_is_a_fault_and_the_rest_is_reported(monkeypatch):
+    def broken():
+        raise RuntimeError("Unable to initialize backend 'cuda'\nand more")
+
+    monkeypatch.setattr(doctor.jax, "devices", broken)
+    report = doctor.examine()
+    said = "JAX has no devices: RuntimeError: Unable to initialize backend 'cuda'"
+    assert report["faults"] == [said] and report["target_reason"] == said
+    assert report["devices"] == report["main_job"] == []
+    assert report["versions"]["jax"] == jax.__version__
+
+
 def test_driver_version_without_a_driver(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     version = doctor.driver_version()

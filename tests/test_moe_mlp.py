@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jax_deepgemm import Quantized, moe_mlp
 from jax_deepgemm.ops.stacked_casting import quantise_stack
 from jax_deepgemm.ops.swiglu import swiglu, swiglu_to_fp8
-from tests import moe
+from tests import moe, sharded
 from tests.helpers import quantised as by_numpy
 from tests.helpers import relative_error
 
@@ -147,6 +147,53 @@ def test_experts_shared_out(recipe):
     )
     got = jax.jit(mapped)(x, weights, w13, w2, dy)
     check(got, wanted(x, weights, w13, w2, dy, idx), BOUNDS[recipe])
+
+
+def test_experts_shared_out_beside_an_axis_of_data():
+    """Manual over the experts alone: what XLA does over the other axis is not ours to say."""
+    x, w13, w2, _ = arrays()
+    mesh = jax.make_mesh((5, 1), ("e", "d"), devices=jax.devices()[:5], axis_types=(AxisType.Auto,) * 2)
+
+    def local(x, w13, w2):
+        mine = moe_mlp(x, IDX - jax.lax.axis_index("e"), WEIGHTS, w13, w2)
+        return jax.lax.psum(mine.astype(F32), "e")
+
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), P("e"), P("e")), out_specs=P(), axis_names={"e"}, check_vma=True
+    )
+    with jax.set_mesh(mesh):
+        got, gradient = jax.jit(jax.value_and_grad(lambda w: mapped(x, w, w2).sum()))(w13)
+    value, expected = jax.value_and_grad(lambda w: run(x, IDX, WEIGHTS, w, w2).astype(F32).sum())(w13)
+    np.testing.assert_allclose(got, value, rtol=1e-2, atol=1)
+    assert relative_error(gradient, np.asarray(expected).astype(np.float64)) < 1e-2
+
+
+@pytest.mark.parametrize("recipe", [None, moe.FP8])
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=str)
+def test_gradients_of_sharded_weights_have_their_type(spec, recipe):
+    x, w13, w2, _ = arrays()
+    mesh = sharded.mesh_of(AxisType.Explicit, 5 if spec == P("x") else 2)
+    x, idx, weights = sharded.put((x, IDX, WEIGHTS), mesh, P())
+    given, w2 = sharded.put(w13, mesh, spec), sharded.put(w2, mesh, P())
+
+    def loss(w, x, idx, weights, w2):
+        return moe_mlp(x, idx, weights, w, w2, recipe=recipe).astype(F32).sum()
+
+    gradient = jax.jit(jax.grad(loss))(given, x, idx, weights, w2)
+    assert gradient.sharding.is_equivalent_to(given.sharding, 3)
+    expected = jax.jit(jax.grad(loss))(w13, *map(np.asarray, (x, idx, weights, w2)))
+    assert relative_error(gradient, np.asarray(expected).astype(np.float64)) < 1e-2
+
+
+@pytest.mark.parametrize("recipe", [None, moe.FP8])
+def test_export_of_any_number_of_tokens(recipe):
+    x, w13, w2, _ = arrays()
+    m, *_ = jax.export.symbolic_shape("m")
+    symbolic = [jax.ShapeDtypeStruct((m, v.shape[1]), v.dtype) for v in (x, IDX, WEIGHTS)]
+    call = jax.jit(lambda *given: moe_mlp(*given, w13, w2, recipe=recipe))
+    again = jax.export.export(call, platforms=("cpu",))(*symbolic)
+    wanted = np.asarray(run(x, IDX, WEIGHTS, w13, w2, recipe=recipe)).astype(np.float64)
+    assert relative_error(again.call(x, IDX, WEIGHTS), wanted) < 1e-2
 
 
 @pytest.mark.filterwarnings("ignore:jax_deepgemm lowers for cuda")

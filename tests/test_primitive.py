@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_deepgemm import H100, compile, set_num_sms, set_target
+from jax_deepgemm import (
+    H100,
+    compile,
+    fp8_gemm_nt,
+    fp8_linear,
+    per_block_cast_to_fp8,
+    per_token_cast_to_fp8,
+    set_num_sms,
+    set_target,
+)
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.launch import Kernel, Launch, Pointer
 from jax_deepgemm.op import Op
@@ -153,3 +162,13 @@ def test_summing_needs_a_way_to_reduce():
 def test_gradients_are_refused():
     with pytest.raises(NotImplementedError, match="add cannot be differentiated: it has no derivative rule"):
         jax.grad(lambda x: add(x, ROW)[0].sum())(X)
+
+
+def test_without_jit() -> None:
+    """Evaluation compiles; under `jax.disable_jit` it must not come back to itself."""
+    x, w = jnp.ones((4, 128)), jnp.ones((256, 128))
+    with jax.disable_jit():
+        d = fp8_gemm_nt(per_token_cast_to_fp8(x), per_block_cast_to_fp8(w))
+        gradient = jax.grad(lambda x: fp8_linear(x, w).sum())(x)
+    np.testing.assert_array_equal(np.asarray(d, np.float32), 128)
+    np.testing.assert_allclose(gradient, 256, rtol=1e-2)

@@ -212,3 +212,14 @@ def test_empty(m, k, n, g, recipe):
         step(lhs, rhs, sizes, dy, recipe=recipe), moe.ragged_dot(lhs, rhs, np.asarray(sizes), dy), strict=True
     ):
         np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=1e-2)
+
+
+def test_out_sharding_is_jax_s():
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(AxisType.Explicit,))
+    lhs, rhs, sizes = (np.asarray(v) for v in (jnp.ones((8, 16), BF16), jnp.ones((2, 16, 8), BF16), jnp.array([3, 4])))
+    with jax.set_mesh(mesh):
+        got = ragged_dot(*map(jnp.asarray, (lhs, rhs, sizes)), out_sharding=P("x"))
+    assert got.sharding.spec[0] == "x"
+    np.testing.assert_array_equal(np.asarray(got, np.float32)[:, 0], [16] * 7 + [0])
+    with pytest.raises(ValueError, match="`out_sharding` must be None with a recipe"):
+        ragged_dot(lhs, rhs, sizes, out_sharding=P(), recipe=((1, 128), (128, 128)))

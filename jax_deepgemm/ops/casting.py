@@ -8,13 +8,12 @@ its reciprocal. The method is that of DeepSeek-V3 (arXiv:2412.19437, section 3.3
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
@@ -27,6 +26,11 @@ from jax_deepgemm.primitive import make
 E4M3_MAX = 448.0
 SMALLEST_AMAX = 1e-4
 _WIDE = (jnp.bfloat16, jnp.float16, jnp.float32)
+# Derivatives of data would have its dtype: most underflow in so few bits, or overflow.
+NO_GRADIENT = (
+    "its result has too few bits for one. Where rounding is to count as the identity, cast s = "
+    "jax.lax.stop_gradient(x) and take x + (cast back - s), or use fp8_linear, which casts inside"
+)
 _KNOWN_BLOCKS = ((1, 128), (128, 128), (1, 32))
 
 
@@ -38,9 +42,11 @@ def per_token_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     gran_k: positive; 128 is what the GEMMs take.
 
     Returns data float8_e4m3fn [M, K] and scale float32 (or float8_e8m0fnu) [M, ceil(K / gran_k)]. A NaN or Inf in `x`
-    makes the block it is in NaN.
+    makes the block it is in NaN. Magnitudes under 1e-4 count as 1e-4 for the scale: blocks of smaller numbers keep fewer
+    bits.
 
-    Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these.
+    Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these, NotImplementedError for
+    derivatives, which says how to have rounding count as the identity.
 
     >>> data, scale = per_token_cast_to_fp8(jnp.ones((4, 256)))
     >>> data.dtype, scale.shape
@@ -59,7 +65,7 @@ def per_block_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, block: Block
     block: both positive; (128, 128) is what the GEMMs take.
 
     Returns data float8_e4m3fn [N, K] and scale float32 (or float8_e8m0fnu) [ceil(N / rows), ceil(K / columns)]. A NaN
-    or Inf in `x` makes the block it is in NaN.
+    or Inf in `x` makes the block it is in NaN. Small numbers, derivatives: as for `per_token_cast_to_fp8`.
 
     Raises TypeError or ValueError, naming the argument, where `x` or `block` is none of these.
 
@@ -81,7 +87,7 @@ def per_channel_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False) -> Quantiz
     of `x.T`, bit for bit. So either operand of `fp8_gemm_nt` with the recipe ((1, 128), (1, 128)) can be its result,
     as the gradient of weights `dy.T @ x` needs it, whose K is the number of tokens. DeepGEMM's function of this name
     leaves data and scale [K, M] and [K / 128, M]: transpose both for that. A NaN or Inf in `x` makes the block it is in
-    NaN.
+    NaN. Small numbers, derivatives: as for `per_token_cast_to_fp8`.
 
     Raises TypeError or ValueError, naming the argument, where `x` is none of these.
 
@@ -221,22 +227,6 @@ def _result_layouts(avals: Avals, params: Params) -> Layouts:
     return layouts
 
 
-def jvp_of(reference: Callable[..., Sequence[jax.Array]]) -> Callable[..., Any]:
-    """The derivatives of the reference of a cast: rounding counts as the identity, scales as constant."""
-
-    def jvp(
-        call: Callable[..., Sequence[jax.Array]], primals: Sequence[jax.Array], tangents: Sequence[Any], params: Params
-    ) -> tuple[Sequence[jax.Array], Sequence[Any]]:
-        (tangent,) = map(ad.instantiate_zeros, tangents)
-        function = functools.partial(reference, **params)
-        if tangent.ndim == 3:  # of a batch
-            function = jax.vmap(function)
-        _, out_tangents = jax.jvp(function, tuple(primals), (tangent,))
-        return call(*primals, **params), out_tangents
-
-    return jvp
-
-
 def _stacked(stack: Stack, operands: Sequence[jax.Array], params: Params) -> Sequence[jax.Array] | None:
     """Blocks only: folded into the rows, they would come out transposed together, and the batch between the columns."""
     by_block = (TILE, TILE) in (params["straight"], params["turned"])
@@ -251,7 +241,7 @@ _call: Any = make(
         plan=plan,
         result_layouts=_result_layouts,
         factors=_factors,
-        jvp=jvp_of(reference),
+        gradient=NO_GRADIENT,
         batched=Batched(plan, rule=_stacked, before_folding=True),
     )
 )

@@ -21,7 +21,7 @@ from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.factors import Factors
 from jax_deepgemm.op import Avals, Op, Params
-from jax_deepgemm.ops.casting import _amax, _ceil_to_ue8m0, _spread, jvp_of
+from jax_deepgemm.ops.casting import NO_GRADIENT, _amax, _ceil_to_ue8m0, _spread
 from jax_deepgemm.ops.fp4_casting_plan import SMALLEST_AMAX, plan
 from jax_deepgemm.partition import with_explicit_axes
 from jax_deepgemm.primitive import make
@@ -122,7 +122,7 @@ _call: Any = make(
         reference=reference,
         plan=plan,
         factors=_factors,
-        jvp=jvp_of(reference),
+        gradient=NO_GRADIENT,
     )
 )
 

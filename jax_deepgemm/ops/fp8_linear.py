@@ -20,9 +20,10 @@ from jax.typing import DTypeLike
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
 from jax_deepgemm.ops.casting import SMALLEST_AMAX, quantise
-from jax_deepgemm.ops.folding import merge, reshard, resize, spec, split
+from jax_deepgemm.ops.folding import merge, resize, spec, split
 from jax_deepgemm.ops.fp8_gemm import fp8_gemm_nn, fp8_gemm_nt
 from jax_deepgemm.ops.fp8_gemm_plan import ROW_RECIPE
+from jax_deepgemm.ops.varying import gradient_of, varying
 
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32))
 _WEIGHT_BLOCK, _COLUMNS, _TOKENS = (128, 128), (1, 128), (128, 1)  # what shares a scale
@@ -150,19 +151,19 @@ def _backward(
     """The gradients, of `x` and `w` as `_forward` keeps them: none of `x` and `w` [N, K] where `w` has no gradient."""
     dy = _padded(dy)
     cast = functools.partial(quantise, dy, smallest_amax=_SMALLEST_GRADIENT)
-    summed = (_varying(dy) | _varying(w.data)) - types.x.manual_axis_type.varying
+    summed = (varying(dy) | varying(w.data)) - types.x.manual_axis_type.varying
     dx_dtype = jnp.dtype(jnp.float32) if summed else types.x.dtype
     if x is None or types.w is None:
         (rows,) = cast(straight=_COLUMNS)
-        return _gradient(fp8_gemm_nn(rows, w, out_dtype=dx_dtype), types.x), None
+        return gradient_of(fp8_gemm_nn(rows, w, out_dtype=dx_dtype), types.x), None
     if isinstance(x, Quantized):
         rows, tokens = cast(straight=_COLUMNS, turned=_TOKENS)
     else:
         (rows,), (tokens,), (x,) = cast(straight=_COLUMNS), cast(turned=_TOKENS), quantise(_padded(x), turned=_TOKENS)
     dx = fp8_gemm_nt(rows, w, out_dtype=dx_dtype)
-    summed = (_varying(dy) | _varying(x.data)) - types.w.manual_axis_type.varying
+    summed = (varying(dy) | varying(x.data)) - types.w.manual_axis_type.varying
     dw = fp8_gemm_nt(tokens, x, recipe=ROW_RECIPE, out_dtype=jnp.float32 if summed else types.w.dtype)
-    return _gradient(dx, types.x), _gradient(dw, types.w)
+    return gradient_of(dx, types.x), gradient_of(dw, types.w)
 
 
 @jax.custom_jvp
@@ -186,7 +187,7 @@ _without_gradient.defjvp(
 
 
 def _padded(x: jax.Array) -> jax.Array:
-    return resize(x, [size + -size % _MULTIPLE for size in x.shape])
+    return resize(x, [-(-size // _MULTIPLE) * _MULTIPLE for size in x.shape])
 
 
 def _in_whole_blocks(x: jax.Array) -> bool:
@@ -194,19 +195,3 @@ def _in_whole_blocks(x: jax.Array) -> bool:
     entry, sizes = spec(x)[0], jax.typeof(x).sharding.mesh.shape
     axes = (entry,) if isinstance(entry, str) else entry or ()
     return x.shape[0] % (_TOKENS[0] * math.prod(sizes[axis] for axis in axes)) == 0
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
-
-
-def _gradient(value: jax.Array, wanted: ShapedArray) -> jax.Array:
-    """`value` as the gradient of an operand of the type `wanted`, cut to its shape.
-
-    Under shard_map, an operand that all devices share has the sum of their gradients.
-    """
-    value = resize(value, wanted.shape)
-    axes = _varying(value) - wanted.manual_axis_type.varying
-    if axes:
-        value = jax.lax.psum(value, tuple(sorted(axes)))
-    return reshard(value.astype(wanted.dtype), wanted.sharding)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 
 from jax_deepgemm import checks
 from jax_deepgemm.checks import Quantized
@@ -22,6 +23,7 @@ from jax_deepgemm.ops.k_grouped_bf16_gemm import k_grouped_bf16_gemm_tn_contiguo
 from jax_deepgemm.ops.m_grouped_bf16_gemm import m_grouped_bf16_gemm_nn_contiguous, m_grouped_bf16_gemm_nt_contiguous
 from jax_deepgemm.ops.m_grouped_fp8_gemm import m_grouped_fp8_gemm_nn_contiguous, m_grouped_fp8_gemm_nt_contiguous
 from jax_deepgemm.ops.stacked_casting import quantise_stack
+from jax_deepgemm.ops.varying import gradient_of
 
 Recipe = tuple[tuple[int, int], tuple[int, int]]  # what shares a scale, of the first operand and of the second
 BF16 = jnp.dtype(jnp.bfloat16)
@@ -64,7 +66,7 @@ def _bf16_matmul_bwd(layout: str, out_dtype: jnp.dtype, kept: tuple[Any, ...], d
     dy = dy.astype(jnp.bfloat16)
     da = bf16_matmul(dy, b, groups, "nn" if layout == "nt" else "nt", BF16)
     db = bf16_outer(dy, a, groups) if layout == "nt" else bf16_outer(a, dy, groups)
-    return da, db, None
+    return gradient_of(da, jax.typeof(a)), gradient_of(db, jax.typeof(b)), None
 
 
 bf16_matmul.defvjp(_bf16_matmul_fwd, _bf16_matmul_bwd)
@@ -82,7 +84,8 @@ def _bf16_outer_fwd(a: jax.Array, b: jax.Array, groups: Groups) -> Any:
 
 def _bf16_outer_bwd(kept: tuple[Any, ...], d: jax.Array) -> Any:
     a, b, groups = kept
-    return bf16_matmul(b, d, groups, "nt", BF16), bf16_matmul(a, d, groups, "nn", BF16), None
+    da, db = bf16_matmul(b, d, groups, "nt", BF16), bf16_matmul(a, d, groups, "nn", BF16)
+    return gradient_of(da, jax.typeof(a)), gradient_of(db, jax.typeof(b)), None
 
 
 bf16_outer.defvjp(_bf16_outer_fwd, _bf16_outer_bwd)
@@ -94,19 +97,35 @@ bf16_outer.defvjp(_bf16_outer_fwd, _bf16_outer_bwd)
 def fp8_matmul(x: jax.Array, w: jax.Array | Quantized, groups: Groups, layout: str, out_dtype: jnp.dtype) -> jax.Array:
     """As `bf16_matmul`, of BF16 or FP32 operands that are quantised here, or of weights [G, N, K] that are already."""
     if isinstance(w, Quantized):
-        w = without_gradient(w)
-    return _fp8_matmul(x, w, groups, layout, out_dtype)
+        return _fp8_matmul(x, without_gradient(w), groups, layout, out_dtype, None)
+    return _fp8_matmul(x, w, groups, layout, out_dtype, jax.typeof(w))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _fp8_matmul(x: jax.Array, w: jax.Array | Quantized, groups: Groups, layout: str, out_dtype: jnp.dtype) -> jax.Array:
+# of_w: the type of `w`, which its gradient must have; None where it has none.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _fp8_matmul(
+    x: jax.Array,
+    w: jax.Array | Quantized,
+    groups: Groups,
+    layout: str,
+    out_dtype: jnp.dtype,
+    of_w: ShapedArray | None,
+) -> jax.Array:
+    del of_w
     return _forward(x, w, groups, layout, out_dtype, False)[0]
 
 
-def _fp8_matmul_fwd(x: jax.Array, w: jax.Array | Quantized, groups: Groups, layout: str, out_dtype: jnp.dtype) -> Any:
+def _fp8_matmul_fwd(
+    x: jax.Array,
+    w: jax.Array | Quantized,
+    groups: Groups,
+    layout: str,
+    out_dtype: jnp.dtype,
+    of_w: ShapedArray | None,
+) -> Any:
+    del of_w
     y, back = _forward(x, w, groups, layout, out_dtype, True)
-    of_w = None if isinstance(w, Quantized) else jnp.zeros(0, w.dtype)  # its dtype, which its gradient must have
-    return y, (x, back, of_w, groups)
+    return y, (x, back, groups)
 
 
 def _forward(
@@ -124,19 +143,20 @@ def _forward(
     return resize(y, (x.shape[0], n)), back if keep else None
 
 
-def _fp8_matmul_bwd(layout: str, out_dtype: jnp.dtype, kept: tuple[Any, ...], dy: jax.Array) -> Any:
-    x, w, of_w, groups = kept
+def _fp8_matmul_bwd(
+    layout: str, out_dtype: jnp.dtype, of_w: ShapedArray | None, kept: tuple[Any, ...], dy: jax.Array
+) -> Any:
+    x, w, groups = kept
     (rows,) = quantise(_padded(dy), straight=(1, 128), smallest_amax=_SMALLEST_GRADIENT)
     product = m_grouped_fp8_gemm_nn_contiguous if of_w is None else m_grouped_fp8_gemm_nt_contiguous
     dx = product(rows, w, groups.ends, use_psum_layout=True, out_dtype=x.dtype)
-    dx = resize(dx, x.shape)
+    dx = gradient_of(dx, jax.typeof(x))
     if of_w is None:
         return dx, None, None
     a, b = (dy, x) if layout == "nt" else (x, dy)
-    shape = (groups.sizes.shape[0], a.shape[1], b.shape[1])
     a, b = (_padded(v).astype(jnp.bfloat16) for v in (a, b))
     dw = k_grouped_bf16_gemm_tn_contiguous(a, b, groups.sizes, out_dtype=of_w.dtype)
-    return dx, resize(dw, shape), None
+    return dx, gradient_of(dw, of_w), None
 
 
 _fp8_matmul.defvjp(_fp8_matmul_fwd, _fp8_matmul_bwd)
@@ -145,7 +165,7 @@ _fp8_matmul.defvjp(_fp8_matmul_fwd, _fp8_matmul_bwd)
 def _padded(x: jax.Array) -> jax.Array:
     """With whole rows of 16 bytes of FP8, as they lie and transposed; the number of rows of a matrix is free."""
     first, *sizes = x.shape
-    return resize(x, (first, *(size + -size % _MULTIPLE for size in sizes)))
+    return resize(x, (first, *(-(-size // _MULTIPLE) * _MULTIPLE for size in sizes)))
 
 
 @jax.custom_jvp

@@ -35,7 +35,7 @@ def k_grouped_bf16_gemm_tn_contiguous(
 
     a: bfloat16 [K, M], M a multiple of 8.
     b: bfloat16 [K, N], N a multiple of 8.
-    ks: int32 [G], how many rows each group has. Groups lie one behind the other from row 0 on, and begin and end
+    ks: integers [G], how many rows each group has. Groups lie one behind the other from row 0 on, and begin and end
         anywhere; rows behind the last belong to none. Sizes are read on the device, and may be anything there: a
         negative one counts as 0, and what lies beyond K is cut off.
     c: `out_dtype` [G, M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.

@@ -28,7 +28,7 @@ def k_grouped_cast_to_fp8(x: jax.Array, ks: jax.Array, *, use_ue8m0: bool = Fals
     """Quantises and transposes an operand of `k_grouped_fp8_gemm_tn_contiguous`: a scale for each column and 128 rows.
 
     x: bfloat16, float16 or float32 [K, M], of any size.
-    ks: int32 [G], how many rows each group has, as for the GEMM; read on the device.
+    ks: integers [G], how many rows each group has, as for the GEMM; read on the device.
     use_ue8m0: round scales up to powers of two, kept as float8_e8m0fnu.
 
     FP8 tensor cores want K contiguous, and a block of 128 of K under one scale must not reach into another group. So

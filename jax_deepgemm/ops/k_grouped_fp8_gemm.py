@@ -41,8 +41,8 @@ def k_grouped_fp8_gemm_tn_contiguous(
     a: data float8_e4m3fn [M, P] and scale [M, P / 128], as from `k_grouped_cast_to_fp8(x, ks)`, which says what P is:
         K lies last there, and each group begins at a multiple of 128 of it, its last block filled up with zeros.
     b: data float8_e4m3fn [N, P] and scale [N, P / 128], likewise.
-    ks: int32 [G], how many rows each group has. Groups lie one behind the other, and may be of any size. Sizes are read
-        on the device, and may be anything there: a negative one counts as 0, and what lies beyond P is cut off.
+    ks: integers [G], how many rows each group has. Groups lie one behind the other, and may be of any size. Sizes are
+        read on the device, and may be anything there: a negative one counts as 0, and what lies beyond P is cut off.
     c: `out_dtype` [G, M, N], added before the result is rounded. Donated to jit, its buffer becomes the result's.
     out_dtype: float32 or bfloat16.
     config: the kernel's tiles, without clusters, instead of what `tune` found or the heuristics choose. Only a kernel

@@ -16,7 +16,7 @@ BLOCK = 128  # elements of K under one scale
 
 
 def checked_sizes(ks: jax.Array) -> jax.Array:
-    return checks.array("ks", ks, [jnp.int32], "G")
+    return checks.numbers("ks", ks, "G", (None,))
 
 
 def bounds(ks: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -42,9 +42,9 @@ def m_grouped_bf16_gemm_nt_contiguous(
 
     a: bfloat16 [M, K].
     b: bfloat16 [G, N, K].
-    grouped_layout: int32 [M], the group of each row; -1, or anything else outside 0 .. G - 1, is none. Rows may come in
-        any order, but those of a group in one piece are fast. With `use_psum_layout`: int32 [G], the row at which each
-        group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
+    grouped_layout: integers [M], the group of each row; -1, or anything else outside 0 .. G - 1, is none. Rows may come
+        in any order, but those of a group in one piece are fast. With `use_psum_layout`: integers [G], the row at which
+        each group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
     out_dtype: bfloat16 or float32.
     config: the kernel's tiles, of this layout and without clusters that share an operand, instead of what `tune` found
         or the heuristics choose. Only a kernel heeds it.
@@ -105,7 +105,7 @@ def m_grouped_bf16_gemm_nt_masked(
 
     a: bfloat16 [G, Mmax, K].
     b: bfloat16 [G, N, K].
-    masked_m: int32 [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
+    masked_m: integers [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
     expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do
         not depend on it.
     out_dtype, config: as for `m_grouped_bf16_gemm_nt_contiguous`.
@@ -187,8 +187,8 @@ def _reference(
     def product(at: jax.Array, g: jax.Array) -> jax.Array:
         return jax.lax.dot_general(a[at], b[g], (((1,), (at_k,)), ((), ())), preferred_element_type=jnp.float32)
 
-    group = groups_of_rows(groups, len(a), len(b), use_psum_layout=use_psum_layout)
-    return [by_groups(product, group, len(b), b.shape[2 - at_k]).astype(out_dtype)]
+    group = groups_of_rows(groups, a.shape[0], b.shape[0], use_psum_layout=use_psum_layout)
+    return [by_groups(product, group, b.shape[0], b.shape[2 - at_k]).astype(out_dtype)]
 
 
 def _masked_reference(

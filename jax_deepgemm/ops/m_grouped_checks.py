@@ -47,7 +47,7 @@ def checked_sizes(
 
 
 def checked_layout(name: str, x: Any, dims: str, size: int) -> jax.Array:
-    return checks.array(name, x, [jnp.int32], dims, (size,))
+    return checks.numbers(name, x, dims, (size,))
 
 
 def checked_grouped_layout(x: Any, use_psum_layout: Any, groups: int, m: int) -> tuple[jax.Array, bool]:

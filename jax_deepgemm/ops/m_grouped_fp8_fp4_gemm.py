@@ -43,9 +43,9 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
     a: data float8_e4m3fn [M, K] and scale [M, ceil(K / 128)], as from `per_token_cast_to_fp8`.
     b: data float4_e2m1fn [G, N, K], or uint8 [G, N, K / 2] with two values each, the lower half first, and scale
         [G, N, ceil(K / 32)], for each group as from `per_token_cast_to_fp4`.
-    grouped_layout: int32 [M], the group of each row; -1, or anything else outside 0 .. G - 1, is none. Rows may come in
-        any order, but those of a group in one piece are fast. With `use_psum_layout`: int32 [G], the row at which each
-        group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
+    grouped_layout: integers [M], the group of each row; -1, or anything else outside 0 .. G - 1, is none. Rows may come
+        in any order, but those of a group in one piece are fast. With `use_psum_layout`: integers [G], the row at which
+        each group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
     out_dtype: bfloat16 or float32.
     recipe: the blocks (rows, elements of K) of `a` and of `b` that share a scale. None is ((1, 128), (1, 32)); with
         ((1, 128), (1, 128)) the scale of `b` is [G, N, ceil(K / 128)].
@@ -117,7 +117,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     a: data float8_e4m3fn [G, Mmax, K] and scale [G, Mmax, ceil(K / 128)].
     b: data float4_e2m1fn [G, N, K], or uint8 [G, N, K / 2] with two values each, the lower half first, and scale
         [G, N, ceil(K / 32)].
-    masked_m: int32 [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
+    masked_m: integers [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
     expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do
         not depend on it.
     out_dtype, recipe, config: as for `m_grouped_fp8_fp4_gemm_nt_contiguous`.

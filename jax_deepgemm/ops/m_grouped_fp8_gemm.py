@@ -45,9 +45,9 @@ def m_grouped_fp8_gemm_nt_contiguous(
     a: data float8_e4m3fn [M, K] and scale [M, ceil(K / 128)], as from `per_token_cast_to_fp8`.
     b: data float8_e4m3fn [G, N, K] and scale [G, ceil(N / 128), ceil(K / 128)], for each group as from
         `per_block_cast_to_fp8`.
-    grouped_layout: int32 [M], the group of each row; -1, or anything else outside 0 .. G - 1, is none. Rows may come in
-        any order, but those of a group in one piece are fast. With `use_psum_layout`: int32 [G], the row at which each
-        group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
+    grouped_layout: integers [M], the group of each row; -1, or anything else outside 0 .. G - 1, is none. Rows may come
+        in any order, but those of a group in one piece are fast. With `use_psum_layout`: integers [G], the row at which
+        each group ends and the next begins; an end beyond M, or before the one before it, is taken as that.
     out_dtype: bfloat16 or float32.
     config: the kernel's tiles, instead of what `tune` found or the heuristics choose. Only a kernel heeds it.
 
@@ -111,7 +111,7 @@ def m_grouped_fp8_gemm_nt_masked(
 
     a: data float8_e4m3fn [G, Mmax, K] and scale [G, Mmax, ceil(K / 128)].
     b: data float8_e4m3fn [G, N, K] and scale [G, ceil(N / 128), ceil(K / 128)].
-    masked_m: int32 [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
+    masked_m: integers [G], rows of each group. A negative number counts as 0, one beyond Mmax as Mmax.
     expected_m: about how many rows a group has, known to the host: what the kernel's tiles are chosen by. Results do
         not depend on it.
     out_dtype, config: as for `m_grouped_fp8_gemm_nt_contiguous`.

@@ -26,7 +26,8 @@ def m_grouped_fp8_gemm_swiglu(a: Quantized, b: Quantized, ends: jax.Array, dtype
     By one kernel where groups have rows enough, or else by two: the same to the bit. No derivative.
     """
     m, (groups, n, _) = a.data.shape[0], b.data.shape
-    if dtype == jnp.bfloat16 and n % (2 * TILE) == 0 and m >= _FEWEST_ROWS * groups:
+    many = isinstance(m, int) and m >= _FEWEST_ROWS * groups  # nobody knows of a symbolic number, in an export
+    if dtype == jnp.bfloat16 and n % (2 * TILE) == 0 and many:
         return Quantized(*_call(*a, *b, ends, smallest_amax=casting.SMALLEST_AMAX))
     return swiglu_to_fp8(m_grouped_fp8_gemm_nt_contiguous(a, b, ends, use_psum_layout=True, out_dtype=dtype))
 

@@ -39,8 +39,8 @@ def contiguous(values: Values, operands: tuple[jax.Array, ...], use_psum_layout:
     def product(at: jax.Array, g: jax.Array) -> jax.Array:
         return _dot(rows[at], values(b[g], b_scale[g]))
 
-    group = groups_of_rows(layout, len(a), len(b), use_psum_layout=use_psum_layout)
-    return by_groups(product, group, len(b), b.shape[1])
+    group = groups_of_rows(layout, a.shape[0], b.shape[0], use_psum_layout=use_psum_layout)
+    return by_groups(product, group, b.shape[0], b.shape[1])
 
 
 def masked(values: Values, operands: tuple[jax.Array, ...]) -> jax.Array:

@@ -25,6 +25,7 @@ def ragged_dot(
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
     group_offset: jax.Array | None = None,
+    out_sharding: Any = None,
     *,
     recipe: Recipe | None = None,
 ) -> jax.Array:
@@ -35,7 +36,8 @@ def ragged_dot(
     group_sizes: integers [G], how many rows each group has, from row 0 on. Rows behind the last group's are zeros in
         the result. Sizes are read on the device and may be anything: a negative one counts as 0, and what lies beyond M
         is cut off.
-    precision, group_offset: as for `jax.lax.ragged_dot`. BF16 products are exact anyway, and are summed in float32.
+    precision, group_offset, out_sharding: as for `jax.lax.ragged_dot`, which does it if one of the last two is given.
+        BF16 products are exact anyway, and are summed in float32.
     preferred_element_type: of the result; None is that of the operands.
     recipe: None multiplies the operands as they are. ((1, 128), (128, 128)) multiplies in FP8: BF16 or FP32 operands
         are quantised inside, rows of `lhs` with a scale for each 128 of K and `rhs` with one for each 128 x 128, as
@@ -62,9 +64,11 @@ def ragged_dot(
         precision=precision,
         preferred_element_type=preferred_element_type,
         group_offset=group_offset,
+        out_sharding=out_sharding,
     )
     fp8 = checked_recipe(recipe, RECIPE)
-    if not fp8 and not _is_ours(lhs, rhs, group_sizes, precision, preferred_element_type, group_offset):
+    ours = out_sharding is None and _is_ours(lhs, rhs, group_sizes, precision, preferred_element_type, group_offset)
+    if not fp8 and not ours:
         return standard(lhs, rhs, group_sizes)
     if fp8:
         dtypes = (BF16, _F32)
@@ -75,6 +79,8 @@ def ragged_dot(
             checks.dtype("preferred_element_type", preferred_element_type, dtypes, wanted)
         if group_offset is not None:
             checks.fail(ValueError, "group_offset", "None with a recipe", checks.shown(group_offset))
+        if out_sharding is not None:
+            checks.fail(ValueError, "out_sharding", "None with a recipe", checks.shown(out_sharding))
     out_dtype = jax.eval_shape(standard, lhs, rhs, group_sizes).dtype
     operands = varying_alike(jnp.asarray(lhs), jnp.asarray(rhs), jnp.asarray(group_sizes))
     product: Any = fp8_matmul if fp8 else bf16_matmul
