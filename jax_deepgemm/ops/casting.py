@@ -42,8 +42,7 @@ def per_token_cast_to_fp8(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     gran_k: positive; 128 is what the GEMMs take.
 
     Returns data float8_e4m3fn [M, K] and scale float32 (or float8_e8m0fnu) [M, ceil(K / gran_k)]. A NaN or Inf in `x`
-    makes the block it is in NaN. Magnitudes under 1e-4 count as 1e-4 for the scale: blocks of smaller numbers keep fewer
-    bits.
+    makes the block it is in NaN. Magnitudes under 1e-4 count as 1e-4 for the scale: smaller numbers keep fewer bits.
 
     Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these, NotImplementedError for
     derivatives, which says how to have rounding count as the identity.
