@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from jax_deepgemm.launch import MAX_SHARED_MEMORY
@@ -129,6 +130,11 @@ def numbers(name: str, x: Any, dims: str, shape: Sequence[int | None]) -> jax.Ar
     high = ends.max if wide or x.dtype == jnp.uint32 else None
     clip = np.clip if isinstance(x, np.ndarray) else jnp.clip  # JAX has no int64 of its own without x64
     return jnp.asarray((x if low is None and high is None else clip(x, low, high)).astype(jnp.int32))
+
+
+def out_sharding(value: Any) -> None:
+    if not isinstance(value, (Sharding, PartitionSpec, type(None))):
+        fail(TypeError, "out_sharding", "a NamedSharding, a PartitionSpec or None", shown(value))
 
 
 def as_integer(value: Any) -> int | None:

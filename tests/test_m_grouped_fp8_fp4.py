@@ -177,7 +177,7 @@ def test_nothing_moves_around_a_launch(form):
         ({"b": ((4, 12, 288), (4, 12, 9))}, ValueError, r"`b` must be of \(G, N, K\) values with N a multiple of 8"),
         ({"b": ((4, 128, 288), (4, 128, 3))}, ValueError, r"`b.scale` must be .* of shape \(4, 128, 9\)"),
         ({"recipe": ((1, 128), (128, 128))}, ValueError, "`recipe` must be .* or None"),
-        ({"layout": np.zeros(9, np.int32)}, ValueError, r"`grouped_layout` must be int32 of shape \(M\)"),
+        ({"layout": np.zeros(9, np.int32)}, ValueError, r"`grouped_layout` must be integers of shape \(M\)"),
         (
             {"config": jd.GemmConfig(128, 128)},
             TypeError,

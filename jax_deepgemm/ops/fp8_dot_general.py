@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
-from jax.sharding import PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from jax_deepgemm import checks
@@ -66,8 +65,7 @@ def fp8_dot_general(
     if few or result.dtype not in DTYPES or not _is_default(precision):
         return plain(lhs, rhs, out_sharding=out_sharding)
 
-    if not isinstance(out_sharding, (Sharding, PartitionSpec, type(None))):
-        checks.fail(TypeError, "out_sharding", "a NamedSharding, a PartitionSpec or None", checks.shown(out_sharding))
+    checks.out_sharding(out_sharding)
     lhs, rhs = _batch_free_summed(lhs, lhs_batch, lhs_summed), _batch_free_summed(rhs, rhs_batch, rhs_summed)
     y = _folded(lhs, rhs, len(lhs_batch), len(lhs_summed), result.dtype)
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)

@@ -64,8 +64,8 @@ def _bf16_matmul_fwd(a: jax.Array, b: jax.Array, groups: Groups, layout: str, ou
 def _bf16_matmul_bwd(layout: str, out_dtype: jnp.dtype, kept: tuple[Any, ...], dy: jax.Array) -> Any:
     a, b, groups = kept
     dy = dy.astype(jnp.bfloat16)
-    da = bf16_matmul(dy, b, groups, "nn" if layout == "nt" else "nt", BF16)
-    db = bf16_outer(dy, a, groups) if layout == "nt" else bf16_outer(a, dy, groups)
+    da: Any = bf16_matmul(dy, b, groups, "nn" if layout == "nt" else "nt", BF16)  # JAX 0.10 types it as object
+    db: Any = bf16_outer(dy, a, groups) if layout == "nt" else bf16_outer(a, dy, groups)
     return gradient_of(da, jax.typeof(a)), gradient_of(db, jax.typeof(b)), None
 
 
@@ -84,7 +84,8 @@ def _bf16_outer_fwd(a: jax.Array, b: jax.Array, groups: Groups) -> Any:
 
 def _bf16_outer_bwd(kept: tuple[Any, ...], d: jax.Array) -> Any:
     a, b, groups = kept
-    da, db = bf16_matmul(b, d, groups, "nt", BF16), bf16_matmul(a, d, groups, "nn", BF16)
+    da: Any = bf16_matmul(b, d, groups, "nt", BF16)
+    db: Any = bf16_matmul(a, d, groups, "nn", BF16)
     return gradient_of(da, jax.typeof(a)), gradient_of(db, jax.typeof(b)), None
 
 

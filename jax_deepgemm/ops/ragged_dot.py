@@ -59,6 +59,7 @@ def ragged_dot(
     >>> ragged_dot(lhs, rhs, jnp.array([3, 2])).shape
     (6, 128)
     """
+    checks.out_sharding(out_sharding)
     standard: Any = functools.partial(
         jax.lax.ragged_dot,
         precision=precision,
