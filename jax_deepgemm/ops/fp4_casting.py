@@ -41,7 +41,8 @@ def per_token_cast_to_fp4(x: jax.Array, *, use_ue8m0: bool = False, gran_k: int 
     Returns data float4_e2m1fn [M, K], rounded to nearest even, and scale float32 (or float8_e8m0fnu)
     [M, ceil(K / gran_k)]. A NaN or Inf in `x` makes the block it is in NaN: its scale is NaN or Inf, its data zeros.
 
-    Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these.
+    Raises TypeError or ValueError, naming the argument, where `x` or `gran_k` is none of these, NotImplementedError for
+    derivatives, which says how to have rounding count as the identity.
 
     >>> data, scale = per_token_cast_to_fp4(jnp.ones((4, 64)), use_ue8m0=True)
     >>> data.dtype, scale.shape
